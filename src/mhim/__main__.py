@@ -1,0 +1,5 @@
+"""``python -m mhim``."""
+
+from mhim.cli import main
+
+main()

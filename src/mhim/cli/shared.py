@@ -1,0 +1,80 @@
+"""What every verb shares: option types, one-line errors, plugins, the version."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mhim.batch import BatchResult, console, print_result
+from mhim.errors import MhimError
+
+INTERRUPTED = 130
+
+OutputDir = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one configuration key, as in --set train.epochs=50. Repeatable."),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of configuration keys.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace outputs that were made by another configuration or input.")
+]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Worker processes; 0 works in this process.")]
+Plugin = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="Python file that registers your own components. Repeatable.")
+]
+
+
+def examples(*lines: str) -> str:
+    """Epilogue of a verb's help: its examples, one a paragraph."""
+    return "\n\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
+
+
+def load_plugins(paths: list[Path] | None) -> None:
+    """Load the user's plugin files and installed plugins."""
+    from mhim.registry import load_installed_plugins, load_plugin
+
+    load_installed_plugins()
+    for path in paths or ():
+        load_plugin(path)
+
+
+def finish(result: BatchResult, noun: str = "slide") -> None:
+    """Print what became of a batch; exit with 1 when something failed."""
+    print_result(result, noun)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def version_option(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Callback of the program itself."""
+    if show:
+        typer.echo(f"mhim {version('mhim')}")
+        raise typer.Exit
+
+
+def run_app(app: typer.Typer) -> int:
+    """Run the program; the exit code, with errors printed as one line."""
+    try:
+        app(standalone_mode=True)
+    except MhimError as error:
+        console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished is kept, run the same command again to go on")
+        return INTERRUPTED
+    except SystemExit as stop:
+        return int(stop.code) if isinstance(stop.code, int) else 0
+    return 0
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

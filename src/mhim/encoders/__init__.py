@@ -1,0 +1,1 @@
+"""Frozen encoders: tile pixels -> features."""

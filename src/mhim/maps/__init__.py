@@ -1,0 +1,1 @@
+"""Maps on the tile lattice over the slide."""

@@ -1,0 +1,1 @@
+"""Mask strategies: which instances the student does not see."""

@@ -1,0 +1,1 @@
+"""Training methods: plain supervision, and MHIM around any aggregator."""

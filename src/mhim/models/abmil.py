@@ -1,0 +1,65 @@
+"""AB-MIL: attention-based pooling, plain and gated (Ilse et al., ICML 2018)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from mhim.config import ComponentConfig
+from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
+from mhim.models.layers import Activation, AttentionScores, projection
+
+
+@models.register("abmil")
+class ABMIL(MILModel):
+    """Bag embedding F = sum_i a_i z_i with a = softmax_i(e_i), then a linear classifier.
+
+    Defaults are those of MHIM v1 on CAMELYON16: plain attention with ReLU and without bias. Set
+    ``gated`` for the TCGA variant. The bag logits decompose over instances:
+    logit_c = b_c + sum_i w_c . (a_i z_i).
+    """
+
+    class Config(ComponentConfig):
+        """Options of AB-MIL."""
+
+        dim: int = Field(512, ge=1, description="width of the instance tokens")
+        activation: Activation = Field("relu", description="activation of the projection")
+        dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
+        attention_dim: int = Field(128, ge=1, description="width of the attention branch")
+        attention_activation: Activation = Field("relu", description="activation of the attention branch")
+        attention_bias: bool = Field(False, description="biases in the attention branch")
+        gated: bool = Field(False, description="gated attention")
+
+    config: Config
+
+    def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
+        super().__init__(config, in_dim, n_classes)
+        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.attention = AttentionScores(
+            config.dim, config.attention_dim, 1, config.attention_activation, config.gated, config.attention_bias
+        )
+        self.classifier = nn.Linear(config.dim, n_classes)
+        initialise(self)
+
+    def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
+        """z_i = drop(act(W x_i + b))."""
+        return self.projection(features)
+
+    def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
+        """Attention-pooled logits, and each instance's contribution w_c . (a_i z_i)."""
+        raw = self.attention(tokens)
+        attention = raw.softmax(dim=-1)
+        embedding = (attention @ tokens)[0]
+        logits = self.classifier(embedding)
+        contributions = attention.T * (tokens @ self.classifier.weight.T)
+        return MILOutput(
+            logits=logits,
+            probabilities=softmax_probabilities(logits),
+            attention=attention,
+            instance_scores=contributions,
+            bag_embedding=embedding,
+            bias=self.classifier.bias,
+            decomposes=True,
+            extras={"attention_logits": raw},
+        )

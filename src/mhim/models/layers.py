@@ -1,0 +1,54 @@
+"""Parts that several aggregators share: projection, attention scores, activations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu", "tanh"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def activation(name: Activation) -> nn.Module:
+    """A fresh activation module by name."""
+    return _ACTIVATIONS[name]()
+
+
+def projection(in_dim: int, dim: int, act: Activation, dropout: float) -> nn.Sequential:
+    """Patch embedding z = drop(act(W x + b)) (v1, section 2.1)."""
+    return nn.Sequential(nn.Linear(in_dim, dim), activation(act), nn.Dropout(dropout))
+
+
+class AttentionScores(nn.Module):
+    """Unnormalised attention of each token, plain or gated (Ilse et al., ICML 2018, eq. 8 and 9).
+
+    Args:
+        dim: token width.
+        hidden: width of the attention branch.
+        branches: attention rows (1, or one per class).
+        act: activation of the (first) branch; MHIM v1 uses ReLU, Ilse et al. tanh.
+        gated: multiply by a sigmoid branch.
+        bias: biases in the attention layers.
+        dropout: dropout on each branch.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, branches: int, act: Activation, gated: bool, bias: bool, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, hidden, bias=bias)
+        self.gate = nn.Linear(dim, hidden, bias=bias) if gated else None
+        self.act = activation(act)
+        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Linear(hidden, branches, bias=bias)
+
+    def forward(self, tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "branch instances"]:
+        """Raw scores, one row per branch, before the softmax over instances."""
+        hidden = self.dropout(self.act(self.value(tokens)))
+        if self.gate is not None:
+            hidden = hidden * self.dropout(torch.sigmoid(self.gate(tokens)))
+        return self.score(hidden).T

@@ -1,0 +1,92 @@
+"""One registry per kind of component that users add: aggregator, encoder, mask strategy, method."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from mhim.config import ComponentConfig, validate
+from mhim.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to classes; every class has a nested ``Config(ComponentConfig)``.
+
+    Args:
+        kind: the word used in messages ("model", "encoder", ...).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator that adds a class under ``name``.
+
+        Raises:
+            ConfigError: the name is taken by another class.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            known = self._classes.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise ConfigError(f"{self.kind} '{name}' is registered twice: {known.__qualname__}, {cls.__qualname__}")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self._classes:
+            raise ConfigError(f"unknown {self.kind} '{name}' (known: {', '.join(self)})")
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def parse(self, value: object) -> ComponentConfig:
+        """The component's validated configuration, from a name, a mapping with ``name``, or a configuration.
+
+        Raises:
+            ConfigError: unknown name or key, or a value out of range.
+        """
+        if isinstance(value, ComponentConfig):
+            return value
+        options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
+        name = str(options.get("name", ""))
+        config: type[ComponentConfig] = getattr(self[name], "Config")  # noqa: B009  (Config is not on T)
+        return validate(config, options, f"{self.kind} '{name}'")
+
+    def build(self, config: ComponentConfig, *args: Any, **kwargs: Any) -> T:
+        """An instance of the component that ``config`` names, called as ``cls(config, ...)``."""
+        build = cast("Callable[..., T]", self[config.name])
+        return build(config, *args, **kwargs)
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file that registers components (the user's own code, on the user's request).
+
+    Raises:
+        ConfigError: the file does not exist.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such plugin file")
+    name = f"mhim_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def load_installed_plugins() -> None:
+    """Import what other packages offer under the entry point group ``mhim.plugins``."""
+    for entry in entry_points(group="mhim.plugins"):
+        entry.load()

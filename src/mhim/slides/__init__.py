@@ -1,0 +1,74 @@
+"""Slides: one small interface that reads any region at any scale, so nobody else sees a pyramid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Slide", "open_slide"]
+
+
+class Slide(Protocol):
+    """A slide that can be read at any mpp.
+
+    Attributes:
+        slide_id: the slide's name.
+        size_px0: (width, height) in level-0 pixels.
+        mpp0: micrometres per level-0 pixel.
+        mpp0_source: where ``mpp0`` came from: "metadata", "cohort", "option".
+        reader, reader_version: what decodes the pixels.
+    """
+
+    slide_id: str
+    size_px0: tuple[int, int]
+    mpp0: float
+    mpp0_source: str
+    reader: str
+    reader_version: str
+
+    def read(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
+
+        Outside the slide, and where it is transparent, the region is white.
+
+        Raises:
+            SlideError: the region cannot be decoded.
+        """
+        ...
+
+    def thumbnail(self, max_side_px: int) -> NDArray[np.uint8]:
+        """The whole slide (h, w, 3) uint8, its longer side at most ``max_side_px``."""
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_slide(
+    path: Path, slide_id: str | None = None, mpp0: float | None = None, mpp0_source: str = "option"
+) -> Slide:
+    """The slide in a file.
+
+    Args:
+        path: any format that OpenSlide reads.
+        slide_id: its name; by default the file name without suffix.
+        mpp0: micrometres per level-0 pixel, used only when the file does not say.
+        mpp0_source: what to record as the source of ``mpp0``.
+
+    Raises:
+        SlideError: missing or unreadable file, or no mpp anywhere.
+    """
+    from mhim.slides.openslide import OpenSlideSlide
+
+    return OpenSlideSlide(path, slide_id, mpp0, mpp0_source)

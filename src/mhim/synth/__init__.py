@@ -1,0 +1,1 @@
+"""Synthetic whole-slide images with exact tumour masks."""

@@ -1,0 +1,1 @@
+"""Runs: the training loop, cross-validation, the run folder."""
