@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -73,8 +73,7 @@ class MILModel(nn.Module):
         n_classes: number of classes C, at least 2.
     """
 
-    class Config(ComponentConfig):
-        """Options of the aggregator."""
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
         super().__init__()
