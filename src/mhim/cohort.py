@@ -95,7 +95,7 @@ def read_cohort(path: Path) -> Cohort:
             raise CohortError(f"{path}: slide {row.slide_id} has no label; fill the column 'label' or remove the row")
     classes = tuple(sorted({str(row.label) for row in rows}, key=_class_order))
     if len(classes) < 2:
-        raise CohortError(f"{path}: only one class ('{classes[0]}'); a classifier needs slides of at least two")
+        raise CohortError(f"{path}: only one class ({', '.join(classes)}); a classifier needs slides of at least two")
     return Cohort(str(path), tuple(rows), classes)
 
 
@@ -196,7 +196,11 @@ def _number(path: Path, line: int, text: dict[str, str | None], key: str) -> flo
 
 def _refuse_repeats(source: object, names: Sequence[str]) -> None:
     seen: set[str] = set()
-    repeated = sorted({name for name in names if name in seen or seen.add(name)})
+    repeated: list[str] = []
+    for name in names:
+        if name in seen:
+            repeated.append(name)
+        seen.add(name)
     if repeated:
         raise CohortError(f"{source}: slide {repeated[0]} appears more than once ({len(repeated)} such); keep one row")
 

@@ -1,0 +1,84 @@
+"""The contract of a training method: it owns the aggregator that is deployed, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mhim.config import ComponentConfig
+from mhim.models.contract import MILModel
+from mhim.registry import Registry
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands.
+
+    Attributes:
+        index: optimisation steps done so far.
+        total: steps of the whole schedule.
+        generator: source of randomness, on the CPU.
+    """
+
+    index: int
+    total: int
+    generator: torch.Generator
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, in [0, 1)."""
+        return self.index / max(1, self.total)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss terms of one bag (their sum is minimised), and what else is worth a column in the history."""
+
+    terms: Mapping[str, Tensor]
+    watched: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """Sum of the terms."""
+        return torch.stack([term.reshape(()) for term in self.terms.values()]).sum()
+
+
+class Method(nn.Module):
+    """Base of every method.
+
+    Args:
+        config: the subclass's own ``Config``.
+        model: the aggregator to train; it alone is deployed.
+        baseline: a plainly trained aggregator of the same fold, for methods that start from one.
+    """
+
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    def __init__(self, config: ComponentConfig, model: MILModel, baseline: MILModel | None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+
+    @classmethod
+    def needs_baseline(cls, config: ComponentConfig) -> bool:
+        """Whether a plain baseline of the same fold must be trained first."""
+        return False
+
+    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
+        """Loss terms of one bag."""
+        raise NotImplementedError
+
+    def after_step(self, step: Step) -> None:
+        """What moves after the optimiser has (an EMA teacher); nothing by default."""
+
+    def trainable(self) -> Iterable[nn.Parameter]:
+        """Parameters that the optimiser moves."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+methods: Registry[Method] = Registry("method")

@@ -1,0 +1,138 @@
+"""MHIM v1: masked hard instance mining around any aggregator (Tang et al., ICCV 2023).
+
+A momentum teacher sees the whole bag and scores every instance; the salient (easy) ones are masked;
+the student learns from the rest under a consistency loss; the teacher follows the student. What is
+deployed is the student: the plain aggregator at plain cost.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor, nn
+
+from mhim.config import ComponentConfig
+from mhim.errors import CheckpointError, ConfigError
+from mhim.masks import MaskStrategy, masks
+from mhim.methods.contract import Method, Step, StepResult, methods
+from mhim.methods.losses import consistency_loss
+from mhim.models.contract import MILModel
+
+MaskConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(masks.parse)]
+
+
+class MHIMConfig(ComponentConfig):
+    """Options of MHIM v1; the defaults are the published ones for AB-MIL on CAMELYON16."""
+
+    mask: MaskConfig = Field(default_factory=lambda: masks.parse("r-ham"), description="mask strategy")
+    consistency_weight: float = Field(0.1, ge=0, description="weight of the consistency loss (alpha)")
+    teacher_temperature: float = Field(0.1, gt=0, description="temperature of the teacher's bag embedding")
+    student_temperature: float = Field(1.0, gt=0, description="temperature of the student's bag embedding")
+    momentum: float = Field(0.9999, ge=0, le=1, description="EMA momentum of the teacher")
+    momentum_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant, or half a cosine from momentum to 1 over training"
+    )
+    teacher_mode: Literal["eval", "train"] = Field(
+        "eval", description="eval as in the paper; train (dropout on) as in the published program"
+    )
+    teacher_init: Literal["baseline", "student"] = Field(
+        "baseline", description="start from the fold's plain baseline, or from the student's own start"
+    )
+    student_init: Literal["projection", "none", "all"] = Field(
+        "projection", description="what the student copies from the fold's plain baseline"
+    )
+
+
+@methods.register("mhim-v1")
+class MHIM(Method):
+    """Teacher, mask, student, consistency, momentum.
+
+    The mask is applied before the student projects its instances: tokens depend on their own row
+    alone, so the mathematics is that of masking tokens, at the cost of the kept instances only.
+    """
+
+    Config = MHIMConfig
+    config: MHIMConfig
+
+    def __init__(self, config: MHIMConfig, model: MILModel, baseline: MILModel | None) -> None:
+        super().__init__(config, model, baseline)
+        if self.needs_baseline(config):
+            if baseline is None:
+                raise ConfigError("mhim-v1 starts from a plain baseline of the same fold; none was given")
+            require_same_architecture(model, baseline)
+            if config.student_init != "none":
+                copy_start(model, baseline, config.student_init)
+        start = baseline if config.teacher_init == "baseline" and baseline is not None else model
+        self.teacher = copy.deepcopy(start).requires_grad_(False)
+        self.strategy: MaskStrategy = masks.build(config.mask)
+        self.train()
+
+    @classmethod
+    def needs_baseline(cls, config: ComponentConfig) -> bool:
+        """Unless both teacher and student start by themselves."""
+        assert isinstance(config, MHIMConfig)
+        return config.teacher_init == "baseline" or config.student_init != "none"
+
+    def train(self, mode: bool = True) -> MHIM:
+        """Student in training mode; the teacher as ``teacher_mode`` says."""
+        super().train(mode)
+        self.teacher.train(mode and self.config.teacher_mode == "train")
+        return self
+
+    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
+        """Teacher on the whole bag, mask, student on the kept instances, both loss terms."""
+        with torch.no_grad():
+            seen = self.teacher(features)
+        selection = self.strategy.select(seen.salience, step.progress, step.generator)
+        output = self.model(features[selection.keep_index])
+        terms = dict(self.model.losses(output, label))
+        if self.config.consistency_weight > 0:
+            distance = consistency_loss(
+                seen.bag_embedding,
+                output.bag_embedding,
+                self.config.teacher_temperature,
+                self.config.student_temperature,
+            )
+            terms["consistency"] = self.config.consistency_weight * distance
+        return StepResult(terms, {"kept_share": selection.kept_share})
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """theta_t <- m theta_t + (1 - m) theta_s, over all parameters (section 4.5)."""
+        momentum = momentum_at(self.config.momentum, self.config.momentum_schedule, step.progress)
+        for old, new in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            old.lerp_(new, 1 - momentum)
+
+
+def momentum_at(momentum: float, schedule: str, progress: float) -> float:
+    """EMA momentum at a share of training: constant, or 1 - (1 - m)/2 (1 + cos(pi progress))."""
+    if schedule == "constant":
+        return momentum
+    return 1 - 0.5 * (1 - momentum) * (1 + math.cos(math.pi * progress))
+
+
+def require_same_architecture(model: nn.Module, baseline: nn.Module) -> None:
+    """Refuse a baseline whose tensors do not match the model's.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    ours, theirs = model.state_dict(), baseline.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
+            raise CheckpointError(f"the baseline is another architecture: tensor '{name}' differs from the model's")
+
+
+def copy_start(model: MILModel, baseline: MILModel, what: Literal["projection", "all"]) -> None:
+    """Copy the baseline's projection layers, or all of it, into the student (section 4.6)."""
+    state = baseline.state_dict()
+    if what == "projection":
+        state = {name: value for name, value in state.items() if name.split(".")[0] == "projection"}
+        if not state:
+            raise ConfigError(f"{type(model).__name__} has no 'projection' layers to copy; set method.student_init")
+    model.load_state_dict(state, strict=what == "all")

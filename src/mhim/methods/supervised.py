@@ -1,0 +1,21 @@
+"""Plain supervision: the aggregator sees every instance of every bag."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mhim.config import ComponentConfig
+from mhim.methods.contract import Method, Step, StepResult, methods
+
+
+@methods.register("supervised")
+class Supervised(Method):
+    """The model's own loss on the whole bag."""
+
+    class Config(ComponentConfig):
+        """No options."""
+
+    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
+        """See :meth:`Method.step`."""
+        return StepResult(self.model.losses(self.model(features), label))
