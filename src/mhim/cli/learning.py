@@ -1,9 +1,207 @@
-"""Verbs: learning."""
+"""Verbs that learn and score: split, train, evaluate."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from mhim.batch import console, progress_bar
+from mhim.cli.shared import (
+    ConfigOption,
+    DryRun,
+    Overwrite,
+    Plugin,
+    SetOption,
+    examples,
+    load_plugins,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from mhim.training.crossval import RunPlan
+
+CohortOption = Annotated[Path, typer.Option("--cohort", help="Cohort table: slide_id, case_id, label.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
+    app.command(epilog=examples("mhim split cohort.csv -o splits.csv --folds 5"))(split)
+    app.command(
+        epilog=examples(
+            "mhim train --cohort cohort.csv --features features --splits splits.csv -o runs/mhim",
+            "mhim train ... --method supervised -o runs/abmil",
+            "mhim train ... --set model.gated=true --set method.mask.name=lr-ham -o runs/lr-ham",
+            "mhim train -c run.yaml -o runs/again",
+        )
+    )(train)
+    app.command(epilog=examples("mhim evaluate runs/mhim", "mhim evaluate runs/abmil runs/mhim --markdown table.md"))(
+        evaluate
+    )
+
+
+def split(
+    cohort: Annotated[Path, typer.Argument(help="Cohort table: slide_id, case_id, label.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Splits table to write.")],
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds; every case is tested once.")] = 5,
+    val_fraction: Annotated[float, typer.Option(help="Share of a fold's other cases used for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the assignment.")] = 0,
+    use_fold_column: Annotated[bool, typer.Option(help="Take test folds from the column 'fold'.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Split cases into train, validation and test part, stratified by label."""
+    from mhim.cohort import read_cohort
+    from mhim.config import validate
+    from mhim.errors import ArtefactError
+    from mhim.splits import SplitConfig, make_splits, read_splits, write_splits
+
+    values = {"folds": folds, "val_fraction": val_fraction, "seed": seed, "use_fold_column": use_fold_column}
+    splits = make_splits(read_cohort(cohort), validate(SplitConfig, values, "split"))
+    for fold in splits.folds:
+        console.print(
+            f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases",
+            highlight=False,
+        )
+    if dry_run:
+        return
+    if out.exists() and not overwrite:
+        if read_splits(out) == splits:
+            console.print(f"{out} already holds these folds")
+            return
+        raise ArtefactError(f"{out}: holds other folds; give another --out, or --overwrite")
+    write_splits(out, splits)
+    console.print(f"wrote {out}")
+
+
+def train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    cohort: Annotated[Path | None, typer.Option(help="Cohort table: slide_id, case_id, label.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Splits table.")] = None,
+    model: Annotated[str | None, typer.Option(help="Aggregator. Default abmil.")] = None,
+    method: Annotated[str | None, typer.Option(help="mhim-v1 (default) or supervised.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed. Default 0.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of the schedule. Default 100.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, mps.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Plain run of the same cohort, splits and seed to start from.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Folds trained side by side.")] = 0,
+    allow_missing: Annotated[bool, typer.Option(help="Go on without slides that have no bag.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an aggregator by cross-validation, score it on the test parts, write a run folder.
+
+    MHIM is two-stage: the plain baseline of each fold is trained first, in OUT/baseline, or taken
+    from --baseline when it is the same cohort, splits and seed.
+    """
+    from mhim.evaluation import summarise, table_rows, write_metrics
+    from mhim.training.crossval import clear_run, missing_folds, plan_run, require_baseline
+    from mhim.training.runs import open_run
+
+    load_plugins(plugin)
+    options = {
+        "cohort": cohort and str(cohort.resolve()),
+        "features": features and str(features.resolve()),
+        "splits": splits and str(splits.resolve()),
+        "model": model and {"name": model},
+        "method": method and {"name": method},
+        "seed": seed,
+        "train": {"epochs": epochs, "device": device},
+        "allow_missing": allow_missing or None,
+    }
+    plan = plan_run(_run_config(config, options, set_ or []))
+    if baseline is not None and plan.baseline is not None:
+        require_baseline(baseline, plan.baseline)
+    if overwrite and not dry_run:
+        clear_run(out)
+    for stage, part in plan.stages:
+        todo = missing_folds(part, out / stage)
+        console.print(f"{part.config.title}: {len(todo)} of {len(part.splits.folds)} folds to train", highlight=False)
+    _say_about_data(plan)
+    if dry_run:
+        return
+    _train_stages(plan, out, baseline, workers)
+    runs = [open_run(path) for path in ((baseline or out / "baseline"), out) if (path / "run.json").is_file()]
+    for run in runs:
+        if run.path != baseline:
+            write_metrics(run)
+    print_table(*table_rows(summarise(runs)))
+    console.print(f"wrote {out}", highlight=False)
+
+
+def _run_config(file: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:
+    from mhim.config import merge, parse_overrides, read_yaml, validate
+    from mhim.errors import ConfigError
+    from mhim.training.runs import RunConfig
+
+    given = {key: value for key, value in options.items() if value is not None}
+    given["train"] = {key: value for key, value in given["train"].items() if value is not None}
+    values = merge(read_yaml(file) if file else {}, given, parse_overrides(assignments))
+    for key, default in (("model", "abmil"), ("method", "mhim-v1")):
+        if isinstance(values.get(key), dict):
+            values[key].setdefault("name", default)
+    missing = [f"--{key}" for key in ("cohort", "features", "splits") if not values.get(key)]
+    if missing:
+        raise ConfigError(f"train: give {', '.join(missing)}, or a configuration file with --config")
+    return validate(RunConfig, values, str(file or "train"))
+
+
+def _say_about_data(plan: RunPlan) -> None:
+    extra = plan.features.unlabelled
+    if extra:
+        source = plan.cohort.source
+        console.print(f"note: {len(extra)} bags have no row in {source} and are not used (first: {extra[0]})")
+
+
+def _train_stages(plan: RunPlan, out: Path, baseline: Path | None, workers: int) -> None:
+    from mhim.training.crossval import missing_folds, train_run
+    from mhim.training.fit import Epoch
+
+    with progress_bar() as progress:
+        for stage, part in plan.stages:
+            if stage == "baseline" and baseline is not None:
+                continue
+            todo = missing_folds(part, out / stage)
+            label = f"{part.config.title}, folds"
+            task = progress.add_task(label, total=len(todo))
+
+            def show(fold: int, epoch: Epoch, task: Any = task, label: str = label) -> None:
+                area = "-" if epoch.val_auroc is None else f"{epoch.val_auroc:.3f}"
+                progress.update(task, description=f"{label} (fold {fold} epoch {epoch.epoch} val AUROC {area})")
+
+            def count(fold: int, task: Any = task) -> None:
+                progress.advance(task)
+
+            start = None if part.baseline is None else (baseline or out / "baseline")
+            train_run(part, out / stage, workers, start, show, count)
+            progress.update(task, description=label)
+
+
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")],
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table in Markdown here.")] = None,
+) -> None:
+    """Score runs on their test parts: metrics with case-bootstrap intervals, differences on the same draws.
+
+    Writes metrics.json into every run folder. Runs of the same model and method (several seeds) make one row.
+    """
+    from mhim.artefacts import write_text
+    from mhim.evaluation import markdown_table, summarise, table_rows, write_metrics
+    from mhim.training.runs import open_run
+
+    opened = [open_run(path) for path in runs]
+    for run in opened:
+        write_metrics(run, resamples)
+    summaries = summarise(opened, resamples)
+    print_table(*table_rows(summaries))
+    if markdown is not None:
+        write_text(markdown, markdown_table(summaries))
+        console.print(f"wrote {markdown}", highlight=False)

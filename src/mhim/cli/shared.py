@@ -78,3 +78,14 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table of texts on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=False).print(table)

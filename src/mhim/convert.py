@@ -1,0 +1,295 @@
+"""Features made by other tools, brought into bag files and a cohort table.
+
+Two sources: a folder with one file per slide (CLAM, TRIDENT, STAMP, plain ``.pt``), and a feature
+matrix with tables that say which rows make which bag.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+import mhim
+from mhim.artefacts import quick_digest, write_text
+from mhim.bag import Bag, read_attributes, save_bag
+from mhim.batch import BatchResult, Outcome, run_batch
+from mhim.config import Settings, fingerprint
+from mhim.errors import ArtefactError, ConfigError, FeatureError
+
+FEATURE_KEYS = ("features", "feats")
+SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
+
+
+class ConvertConfig(Settings):
+    """What foreign files do not say about themselves."""
+
+    encoder: str | None = Field(None, description="encoder that made the features")
+    mpp: float | None = Field(None, gt=0, description="micrometres per pixel of the tiles")
+    slide_mpp: float | None = Field(None, gt=0, description="micrometres per level-0 pixel, for coordinates in um")
+    tile_size_px0: float | None = Field(None, gt=0, description="side of a tile in level-0 pixels")
+    precision: str = Field("float16", pattern="^float(16|32)$", description="dtype of the stored features")
+
+
+class TableConfig(Settings):
+    """Columns of a bag table and an instance table that go with a feature matrix."""
+
+    bag_id: str = Field(description="column of the bag table: name of the bag; also the case unless case_id is given")
+    label: str = Field(description="column of the bag table: bag label")
+    rows: str = Field(description="column of the bag table: its rows of the matrix, numbers separated by spaces")
+    case_id: str | None = Field(None, description="column of the bag table: owner of the bag")
+    fold: str | None = Field(None, description="column of the bag table: test fold")
+    where: dict[str, str] = Field(default_factory=dict, description="use only bag rows with these values")
+    x: str | None = Field(None, description="column of the instance table: left edge, level-0 pixels")
+    y: str | None = Field(None, description="column of the instance table: top edge, level-0 pixels")
+    truth: str | None = Field(None, description="column of the instance table: 1 inside the annotation, else 0")
+
+
+def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bool = False) -> BatchResult:
+    """Convert a folder of per-slide feature files; what a file says is kept, ``config`` fills the rest.
+
+    Args:
+        source: folder; files are told apart by content, not by name.
+        out: folder of the bag files.
+        config: see :class:`ConvertConfig`.
+        overwrite: replace bags of another input or configuration.
+
+    Raises:
+        FeatureError: no such folder, or nothing to convert.
+    """
+    if not source.is_dir():
+        raise FeatureError(f"{source}: no such folder of feature files")
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FeatureError(f"{source}: no feature files here (looked for {' '.join(SUFFIXES)})")
+
+    def work(path: Path) -> Outcome:
+        identity = _identity(config, quick_digest(path))
+        target = out / f"{path.stem}.h5"
+        if is_current(target, identity, overwrite):
+            return Outcome.SKIPPED
+        features, xy_px0, found = read_foreign(path, config)
+        attributes = _attributes(config, identity) | found
+        save_bag(target, Bag(path.stem, features, xy_px0, attributes), config.precision)
+        return Outcome.DONE
+
+    return run_batch(files, work, name=lambda path: path.name, label="converting")
+
+
+def read_foreign(
+    path: Path, config: ConvertConfig
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64] | None, dict[str, Any]]:
+    """Features (N, D), level-0 coordinates (N, 2) or None, and attributes of one foreign file.
+
+    Raises:
+        FeatureError: unreadable, or of a layout that is not known.
+    """
+    if path.suffix.lower() == ".pt":
+        return _squeeze(path, _read_pt(path)), None, {}
+    if path.suffix.lower() == ".npy":
+        return _squeeze(path, np.load(path, allow_pickle=False)), None, {}
+    try:
+        with h5py.File(path, "r") as file:
+            key = next((key for key in FEATURE_KEYS if isinstance(file.get(key), h5py.Dataset)), None)
+            if key is None:
+                raise FeatureError(f"{path}: no dataset 'features' or 'feats' (found: {', '.join(file) or 'nothing'})")
+            features = _squeeze(path, np.asarray(file[key]))
+            coords = np.asarray(file["coords"]) if "coords" in file else None
+            said = dict(file.attrs) | (dict(file["coords"].attrs) if coords is not None else {})
+    except OSError as error:
+        raise FeatureError(f"{path}: not a readable HDF5 file ({error})") from None
+    return features, None if coords is None else _to_px0(path, coords, said, config), _known_attributes(said)
+
+
+def _squeeze(path: Path, features: NDArray[Any]) -> NDArray[Any]:
+    if features.ndim == 3 and len(features) == 1:
+        features = features[0]
+    if features.ndim != 2:
+        raise FeatureError(f"{path}: features have shape {features.shape}, expected (instances, width)")
+    return features
+
+
+def _read_pt(path: Path) -> NDArray[Any]:
+    import torch
+
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (torch raises many kinds; the file is named and refused)
+        raise FeatureError(f"{path}: not a tensor file that can be read safely ({type(error).__name__})") from None
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in FEATURE_KEYS if key in value), None)
+    if not isinstance(value, torch.Tensor):
+        raise FeatureError(f"{path}: holds no tensor of features")
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def _to_px0(path: Path, coords: NDArray[Any], said: Mapping[str, Any], config: ConvertConfig) -> NDArray[np.int64]:
+    coords = coords.reshape(-1, coords.shape[-1])[:, :2]
+    if said.get("unit") == "um":
+        if config.slide_mpp is None:
+            raise FeatureError(f"{path}: coordinates are in micrometres; give --slide-mpp to turn them into pixels")
+        coords = coords / config.slide_mpp
+    return np.rint(coords).astype(np.int64)
+
+
+def _known_attributes(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Our attributes from those of CLAM (patch_size x downsample), TRIDENT and STAMP."""
+    found: dict[str, Any] = {}
+    if "patch_size_level0" in said:
+        found["tile_size_level0"] = float(said["patch_size_level0"])
+    elif "patch_size" in said and "downsample" in said:
+        found["tile_size_level0"] = float(said["patch_size"]) * float(np.max(said["downsample"]))
+    for ours, theirs in (("tile_size_px", "tile_size_px"), ("tile_size_px", "patch_size"), ("overlap", "overlap")):
+        if theirs in said:
+            found.setdefault(ours, int(said[theirs]))
+    for key in ("level0_width", "level0_height"):
+        if key in said:
+            found[key] = int(said[key])
+    name = said.get("encoder", said.get("extractor"))
+    if name is not None:
+        found["encoder"] = str(name)
+    return found
+
+
+def convert_tables(
+    matrix: Path,
+    bags: Path,
+    instances: Path | None,
+    out: Path,
+    columns: TableConfig,
+    config: ConvertConfig,
+    overwrite: bool = False,
+) -> BatchResult:
+    """Convert a feature matrix with tables: bag files in ``out/features``, cohort table ``out/cohort.csv``.
+
+    Args:
+        matrix: ``.npz`` with ``features`` (R, D), or ``.npy``.
+        bags: CSV, one row per bag.
+        instances: CSV, one row per matrix row, in matrix order; for coordinates and instance truth.
+        out: folder to write.
+        columns: which columns say what.
+        config: what the matrix does not say.
+        overwrite: replace bags of another input or configuration.
+
+    Raises:
+        FeatureError, ConfigError: a missing file or column, or rows outside the matrix.
+    """
+    features = _read_matrix(matrix)
+    table = _read_table(bags, [columns.bag_id, columns.label, columns.rows, columns.case_id, columns.fold])
+    for key, value in columns.where.items():
+        if key not in table.columns:
+            raise ConfigError(f"{bags}: no column '{key}' to select by (found: {', '.join(table.columns)})")
+        table = table.loc[table[key] == value]
+    if table.empty:
+        raise ConfigError(f"{bags}: no bag has {columns.where}")
+    facts = _read_table(instances, [columns.x, columns.y, columns.truth]) if instances else None
+    if facts is not None and len(facts) != len(features):
+        raise FeatureError(f"{instances}: {len(facts)} rows, but {matrix} has {len(features)}")
+    source = fingerprint([quick_digest(path) for path in (matrix, bags, instances) if path is not None])
+    identity = _identity(config, fingerprint([source, columns.model_dump()]))
+    records = table.to_dict("records")
+
+    def work(record: dict[str, str]) -> Outcome:
+        target = out / "features" / f"{record[columns.bag_id]}.h5"
+        if is_current(target, identity, overwrite):
+            return Outcome.SKIPPED
+        rows = np.array(record[columns.rows].split(), dtype=np.int64)
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(features):
+            raise FeatureError(f"{bags}: bag {record[columns.bag_id]} names no rows, or rows outside {matrix.name}")
+        xy_px0, truth = _facts_of(facts, columns, rows)
+        bag = Bag(record[columns.bag_id], features[rows], xy_px0, _attributes(config, identity), truth)
+        save_bag(target, bag, config.precision)
+        return Outcome.DONE
+
+    result = run_batch(records, work, name=lambda record: str(record[columns.bag_id]), label="converting")
+    write_text(out / "cohort.csv", _cohort_csv(records, columns))
+    return result
+
+
+def _read_matrix(path: Path) -> NDArray[Any]:
+    if not path.is_file():
+        raise FeatureError(f"{path}: no such file")
+    with np.load(path, allow_pickle=False) as loaded:
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        if "features" not in loaded:
+            raise FeatureError(f"{path}: no array 'features' (found: {', '.join(loaded)})")
+        return loaded["features"]
+
+
+def _read_table(path: Path, needed: Sequence[str | None]) -> pd.DataFrame:
+    if not path.is_file():
+        raise FeatureError(f"{path}: no such table")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for column in needed:
+        if column is not None and column not in table.columns:
+            raise ConfigError(f"{path}: no column '{column}' (found: {', '.join(table.columns)})")
+    return table
+
+
+def _facts_of(
+    facts: pd.DataFrame | None, columns: TableConfig, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
+    if facts is None:
+        return None, None
+    chosen = facts.iloc[rows]
+    xy_px0 = truth = None
+    if columns.x is not None and columns.y is not None:
+        xy_px0 = chosen[[columns.x, columns.y]].to_numpy(dtype=np.float64).astype(np.int64)
+    if columns.truth is not None:
+        truth = chosen[columns.truth].to_numpy(dtype=np.float32)
+    return xy_px0, truth
+
+
+def _cohort_csv(records: Sequence[Mapping[str, str]], columns: TableConfig) -> str:
+    cohort = pd.DataFrame(
+        {
+            "slide_id": [record[columns.bag_id] for record in records],
+            "case_id": [record[columns.case_id or columns.bag_id] for record in records],
+            "label": [record[columns.label] for record in records],
+        }
+    )
+    if columns.fold is not None:
+        cohort["fold"] = [record[columns.fold] for record in records]
+    buffer = io.StringIO()
+    cohort.to_csv(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _identity(config: ConvertConfig, source: str) -> dict[str, str]:
+    return {"config_fingerprint": fingerprint(config), "input_fingerprint": source}
+
+
+def _attributes(config: ConvertConfig, identity: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "encoder": config.encoder,
+        "mpp": config.mpp,
+        "slide_mpp": config.slide_mpp,
+        "tile_size_level0": config.tile_size_px0,
+        "tool": "mhim",
+        "tool_version": mhim.__version__,
+        **identity,
+    }
+
+
+def is_current(target: Path, identity: Mapping[str, str], overwrite: bool) -> bool:
+    """Whether a complete output of the same configuration and input exists already.
+
+    Raises:
+        ArtefactError: it exists, of another configuration or input, and may not be replaced.
+    """
+    if not target.exists() or overwrite:
+        return False
+    attributes = read_attributes(target)
+    for key, value in identity.items():
+        if attributes.get(key) != value:
+            what = key.removesuffix("_fingerprint").replace("config", "configuration")
+            raise ArtefactError(f"{target}: was made from another {what}; give another --out, or --overwrite")
+    return True

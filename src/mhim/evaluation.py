@@ -1,0 +1,199 @@
+"""Metrics of runs with case-bootstrap intervals, and runs compared on the same draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.artefacts import write_json
+from mhim.errors import CohortError
+from mhim.metrics import METRICS, Predictions
+from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
+from mhim.training.runs import Run, to_predictions
+
+RESAMPLES = 1000
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; None where undefined."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+    def as_json(self) -> dict[str, float | None]:
+        """``value``, ``low``, ``high``, rounded to 6 digits."""
+        low, high = self.interval or (None, None)
+        return {"value": rounded(self.value), "low": rounded(low), "high": rounded(high)}
+
+
+def rounded(value: float | None, digits: int = 6) -> float | None:
+    """The value rounded, None stays."""
+    return None if value is None else round(value, digits)
+
+
+def fold_predictions(run: Run) -> list[Predictions]:
+    """Test predictions of a run, one entry per fold."""
+    table = run.test_predictions()
+    return [to_predictions(part, run.classes) for _, part in table.groupby("fold", sort=True)]
+
+
+def pooled(folds: Sequence[Predictions]) -> Predictions:
+    """The folds' predictions as one set."""
+    return Predictions(
+        np.concatenate([fold.case_id for fold in folds]),
+        np.concatenate([fold.y_true for fold in folds]),
+        np.concatenate([fold.y_pred for fold in folds]),
+        np.concatenate([fold.probabilities for fold in folds]),
+    )
+
+
+def draws_of(folds: Sequence[Predictions], resamples: int) -> CaseDraws:
+    """Shared draws over all cases of some folds."""
+    return CaseDraws.draw(list(np.concatenate([fold.case_id for fold in folds])), resamples, BOOTSTRAP_SEED)
+
+
+def fold_mean(folds: Sequence[Predictions], metric: str, draws: CaseDraws) -> Estimate:
+    """Mean of a metric over the folds that define it, with its case-bootstrap interval."""
+    values = [value for fold in folds if (value := METRICS[metric](fold)) is not None]
+    mean = float(np.mean(values)) if values else None
+    return Estimate(mean, percentile_interval(resampled_mean(folds, metric, draws)))
+
+
+def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Metrics of a run: per fold, mean over folds, and pooled, each labelled; no paths, no times.
+
+    The mean over folds is the headline: every fold's model is scored on its own scale. The pooled
+    value ranks slides of different models together and is given beside it.
+    """
+    folds = fold_predictions(run)
+    draws = draws_of(folds, resamples)
+    per_fold = [{name: rounded(metric(fold)) for name, metric in METRICS.items()} for fold in folds]
+    everything = pooled(folds)
+    mean, together = {}, {}
+    for name, metric in METRICS.items():
+        values = [value for entry in per_fold if (value := entry[name]) is not None]
+        spread = {"std": rounded(float(np.std(values))) if values else None, "n_folds": len(values)}
+        mean[name] = fold_mean(folds, name, draws).as_json() | spread
+        interval = percentile_interval(resampled_mean([everything], name, draws))
+        together[name] = Estimate(metric(everything), interval).as_json()
+    return {
+        "title": run.config.title,
+        "classes": list(run.classes),
+        "n_slides": len(everything),
+        "n_cases": len(draws.cases),
+        "chosen_by": run.info["chosen_by"],
+        "interval": f"95 % percentile bootstrap over cases, {resamples} resamples",
+        "folds": [
+            {"fold": index, "n_slides": len(fold), "best_epoch": run.fold_info(index)["best_epoch"]} | entry
+            for index, (fold, entry) in enumerate(zip(folds, per_fold, strict=True))
+        ],
+        "fold_mean": mean,
+        "pooled": together,
+    }
+
+
+def write_metrics(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Evaluate a run and write its ``metrics.json``."""
+    metrics = evaluate_run(run, resamples)
+    write_json(run.path / "metrics.json", metrics)
+    return metrics
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs of one title (several seeds) as one row of a table.
+
+    Attributes:
+        title: model and method.
+        runs: folders of the runs.
+        n_folds: folds over all runs.
+        estimates: metric -> mean over all folds of all runs, with its interval.
+        run_std: metric -> standard deviation over the runs' fold means; None for one run.
+        difference: metric -> difference to the first row on the same draws; empty in the first row.
+    """
+
+    title: str
+    runs: tuple[Path, ...]
+    n_folds: int
+    estimates: dict[str, Estimate]
+    run_std: dict[str, float | None]
+    difference: dict[str, Estimate]
+
+
+def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
+    """One row per title in order of appearance; the first row is what the others are compared with.
+
+    Raises:
+        CohortError: the runs tested different cases.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.config.title, []).append(run)
+    folds = {run.path: fold_predictions(run) for run in runs}
+    _require_same_cases(runs, folds)
+    draws = draws_of(folds[runs[0].path], resamples)
+    summaries: list[Summary] = []
+    first: dict[str, tuple[float | None, Any]] = {}
+    for title, members in groups.items():
+        together = [fold for run in members for fold in folds[run.path]]
+        estimates, difference, spread = {}, {}, {}
+        for metric in METRICS:
+            resampled = resampled_mean(together, metric, draws)
+            estimates[metric] = Estimate(fold_mean(together, metric, draws).value, percentile_interval(resampled))
+            means = [value for run in members if (value := fold_mean(folds[run.path], metric, draws).value) is not None]
+            spread[metric] = float(np.std(means)) if len(means) > 1 else None
+            reference, other = first.setdefault(metric, (estimates[metric].value, resampled))
+            value = estimates[metric].value
+            if summaries and value is not None and reference is not None:
+                difference[metric] = Estimate(value - reference, percentile_interval(resampled - other))
+        paths = tuple(run.path for run in members)
+        summaries.append(Summary(title, paths, len(together), estimates, spread, difference))
+    return summaries
+
+
+def _require_same_cases(runs: Sequence[Run], folds: dict[Path, list[Predictions]]) -> None:
+    cases = [set(np.concatenate([fold.case_id for fold in folds[run.path]])) for run in runs]
+    for run, tested in zip(runs[1:], cases[1:], strict=True):
+        if tested != cases[0]:
+            raise CohortError(
+                f"{run.path}: tested other cases than {runs[0].path}; compare runs of one cohort and split"
+            )
+
+
+def format_estimate(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
+    """``0.912 [0.850, 0.961]``; a dash where undefined."""
+    if estimate is None or estimate.value is None:
+        return "-"
+    plus = "+" if sign else ""
+    text = f"{estimate.value:{plus}.{digits}f}"
+    if estimate.interval is None:
+        return text
+    low, high = estimate.interval
+    return f"{text} [{low:{plus}.{digits}f}, {high:{plus}.{digits}f}]"
+
+
+def table_rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the results table, as text."""
+    header = ["model", "AUROC [95 % CI]", "AUPRC", "balanced accuracy", "F1", "difference in AUROC"]
+    rows = [
+        [
+            summary.title,
+            *(format_estimate(summary.estimates[name]) for name in METRICS),
+            format_estimate(summary.difference.get("auroc"), sign=True),
+        ]
+        for summary in summaries
+    ]
+    return header, rows
+
+
+def markdown_table(summaries: Sequence[Summary]) -> str:
+    """The results table in Markdown."""
+    header, rows = table_rows(summaries)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

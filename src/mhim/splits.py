@@ -1,0 +1,205 @@
+"""Splits of cases into training, validation and test part, per fold.
+
+The table has one row per case and one column per fold (``fold_0``, ``fold_1``, ...) whose cells are
+``train``, ``val``, ``test``, or empty for a case that a fold leaves out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+
+from mhim.artefacts import write_text
+from mhim.cohort import Cohort
+from mhim.config import Settings
+from mhim.errors import CohortError
+
+PARTS = ("train", "val", "test")
+
+
+class SplitConfig(Settings):
+    """How cases are split."""
+
+    folds: int = Field(5, ge=2, description="number of folds; every case is tested once")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of a fold's non-test cases used for validation")
+    seed: int = Field(0, ge=0, description="seed of the assignment")
+    use_fold_column: bool = Field(False, description="test folds from the cohort's column 'fold'")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Cases of one fold, each part sorted. No case is in two parts, and no part is empty.
+
+    Raises:
+        CohortError: a case in two parts, or an empty part.
+    """
+
+    index: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = Counter((*self.train, *self.val, *self.test))
+        shared = [case for case, count in counts.items() if count > 1]
+        if shared:
+            raise CohortError(f"fold {self.index}: case {shared[0]} is in more than one part")
+        for part in PARTS:
+            if not self.part(part):
+                raise CohortError(f"fold {self.index}: the {part} part is empty; use fewer folds or more cases")
+
+    def part(self, name: str) -> tuple[str, ...]:
+        """The cases of "train", "val" or "test"."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The folds of a cross-validation; test parts do not overlap.
+
+    Raises:
+        CohortError: a case is tested in two folds.
+    """
+
+    folds: tuple[Fold, ...]
+
+    def __post_init__(self) -> None:
+        tested = Counter(case for fold in self.folds for case in fold.test)
+        repeated = [case for case, count in tested.items() if count > 1]
+        if repeated:
+            raise CohortError(f"splits: case {repeated[0]} is in the test part of more than one fold")
+
+    def check(self, cohort: Cohort, source: object) -> None:
+        """Compare with a cohort.
+
+        Raises:
+            CohortError: a case that the cohort does not have, a case of the cohort in no fold, or a
+                class that is missing from a training part.
+        """
+        labels = cohort.case_labels()
+        known = {case for fold in self.folds for part in PARTS for case in fold.part(part)}
+        for case in sorted(known - labels.keys()):
+            raise CohortError(f"{source}: case {case} is not in {cohort.source}; split this cohort again")
+        for case in sorted(labels.keys() - known):
+            raise CohortError(f"{source}: case {case} of {cohort.source} is in no fold; split this cohort again")
+        for fold in self.folds:
+            missing = set(range(len(cohort.classes))) - {labels[case] for case in fold.train}
+            if missing:
+                name = cohort.classes[min(missing)]
+                raise CohortError(f"{source}: fold {fold.index} has no case of class '{name}' in training")
+
+
+def make_splits(cohort: Cohort, config: SplitConfig) -> Splits:
+    """Case-grouped, label-stratified folds with an inner validation part.
+
+    Raises:
+        CohortError: fewer cases of a class than the folds need, or an incomplete column ``fold``.
+    """
+    labels = cohort.case_labels()
+    cases, classes = np.array(list(labels)), np.array(list(labels.values()))
+    test_fold = _given_folds(cohort, cases) if config.use_fold_column else _drawn_folds(cohort, classes, config)
+    folds = []
+    for index, number in enumerate(np.unique(test_fold)):
+        rest = np.flatnonzero(test_fold != number)
+        train, val = _inner_split(cohort, classes[rest], config, index)
+        folds.append(
+            Fold(index, _names(cases[rest[train]]), _names(cases[rest[val]]), _names(cases[test_fold == number]))
+        )
+    splits = Splits(tuple(folds))
+    splits.check(cohort, "splits")
+    return splits
+
+
+def _names(cases: np.ndarray) -> tuple[str, ...]:
+    return tuple(sorted(str(case) for case in cases))
+
+
+def _drawn_folds(cohort: Cohort, classes: np.ndarray, config: SplitConfig) -> np.ndarray:
+    for index, count in enumerate(np.bincount(classes, minlength=len(cohort.classes))):
+        # a fold's rest must still give one case of the class to training and one to validation
+        if count < config.folds or count - -(-count // config.folds) < 2:
+            raise CohortError(
+                f"{cohort.source}: {count} cases of class '{cohort.classes[index]}' are too few for {config.folds} "
+                f"folds with train, val and test parts; use fewer --folds or add cases"
+            )
+    folds = StratifiedKFold(config.folds, shuffle=True, random_state=config.seed)
+    test_fold = np.empty(len(classes), dtype=np.int64)
+    for number, (_, test) in enumerate(folds.split(classes, classes)):
+        test_fold[test] = number
+    return test_fold
+
+
+def _given_folds(cohort: Cohort, cases: np.ndarray) -> np.ndarray:
+    fold_of: dict[str, int] = {}
+    for row in cohort:
+        if row.fold is None:
+            raise CohortError(f"{cohort.source}: slide {row.slide_id} has no value in the column 'fold'")
+        if fold_of.setdefault(row.case_id, row.fold) != row.fold:
+            raise CohortError(f"{cohort.source}: the slides of case {row.case_id} are in different folds")
+    test_fold = np.array([fold_of[case] for case in cases])
+    if len(np.unique(test_fold)) < 2:
+        raise CohortError(f"{cohort.source}: the column 'fold' names a single fold; give at least two")
+    return test_fold
+
+
+def _inner_split(cohort: Cohort, classes: np.ndarray, config: SplitConfig, index: int) -> tuple[np.ndarray, np.ndarray]:
+    n_classes = len(cohort.classes)
+    n_val = min(len(classes) - n_classes, max(n_classes, round(config.val_fraction * len(classes))))
+    splitter = StratifiedShuffleSplit(1, test_size=n_val, random_state=config.seed * 1009 + index)
+    try:
+        train, val = next(splitter.split(classes, classes))
+    except ValueError as error:
+        raise CohortError(f"{cohort.source}: no room for a validation part in fold {index} ({error})") from None
+    return np.sort(train), np.sort(val)
+
+
+def write_splits(path: Path, splits: Splits) -> None:
+    """Write the table, one row per case in order of first appearance."""
+    cells: dict[str, dict[str, str]] = {}
+    for fold in splits.folds:
+        for part in PARTS:
+            for case in fold.part(part):
+                cells.setdefault(case, {})[f"fold_{fold.index}"] = part
+    table = pd.DataFrame.from_dict(cells, orient="index").fillna("")
+    table.index.name = "case_id"
+    buffer = io.StringIO()
+    table.sort_index().to_csv(buffer, columns=[f"fold_{fold.index}" for fold in splits.folds])
+    write_text(path, buffer.getvalue())
+
+
+def read_splits(path: Path) -> Splits:
+    """The splits in a table.
+
+    Raises:
+        CohortError: missing file or columns, an unknown part, or folds that leak.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such splits table; make it with 'mhim split'") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise CohortError(f"{path}: not a readable CSV table ({error})") from None
+    columns = [column for column in table.columns if column.startswith("fold_")]
+    if "case_id" not in table.columns or not columns:
+        raise CohortError(f"{path}: expected columns case_id, fold_0, fold_1, ... (found: {', '.join(table.columns)})")
+    cases = list(table["case_id"])
+    repeated = [case for case, count in Counter(cases).items() if count > 1]
+    if repeated:
+        raise CohortError(f"{path}: case {repeated[0]} appears more than once")
+    return Splits(tuple(_fold(path, i, dict(zip(cases, table[c], strict=True))) for i, c in enumerate(columns)))
+
+
+def _fold(path: Path, index: int, part_of: Mapping[str, str]) -> Fold:
+    for case, part in part_of.items():
+        if part not in ("", *PARTS):
+            raise CohortError(f"{path}: case {case} has part '{part}' in fold {index}; expected train, val or test")
+    parts: dict[str, Sequence[str]] = {name: [c for c, part in part_of.items() if part == name] for name in PARTS}
+    return Fold(index, *(tuple(sorted(parts[name])) for name in PARTS))

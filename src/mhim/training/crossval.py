@@ -1,0 +1,247 @@
+"""Cross-validation: one fold after the other (or side by side), two stages where the method asks for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import mhim
+from mhim.artefacts import read_json, write_json, write_text
+from mhim.checkpoint import load_model, save_model
+from mhim.cohort import Cohort, read_cohort
+from mhim.config import fingerprint, to_yaml
+from mhim.errors import ArtefactError, CheckpointError
+from mhim.methods import methods
+from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
+from mhim.models import MILModel, models
+from mhim.splits import Fold, Splits, read_splits
+from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features
+from mhim.training.fit import Epoch, FitResult, fit, predict
+from mhim.training.runs import RunConfig, read_predictions, write_table
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that has been checked: data, folds, identity; nothing is trained or written yet."""
+
+    config: RunConfig
+    cohort: Cohort
+    features: CohortFeatures
+    splits: Splits
+    identity: str
+    baseline: RunPlan | None = None
+
+    @property
+    def stages(self) -> Iterator[tuple[str, RunPlan]]:
+        """The runs to train in order, with the sub-folder of each."""
+        if self.baseline is not None:
+            yield "baseline", self.baseline
+        yield "", self
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Read and check everything that a run needs.
+
+    Raises:
+        CohortError, FeatureError, ConfigError: one line that names the file and the fix.
+    """
+    cohort = read_cohort(config.cohort)
+    cohort, features = check_features(BagStore(config.features, cohort), config.allow_missing)
+    splits = read_splits(config.splits)
+    splits.check(cohort, config.splits)
+    folds = fingerprint([[fold.train, fold.val, fold.test] for fold in splits.folds])
+    baseline = None
+    if methods[config.method.name].needs_baseline(config.method):
+        plain = config.model_copy(update={"method": methods.parse("supervised")})
+        baseline = RunPlan(plain, cohort, features, splits, plain.identity(features.data_fingerprint, folds))
+    return RunPlan(config, cohort, features, splits, config.identity(features.data_fingerprint, folds), baseline)
+
+
+def missing_folds(plan: RunPlan, out: Path) -> list[int]:
+    """Folds of a run that are not complete yet in its folder.
+
+    Raises:
+        ArtefactError: the folder holds another run.
+    """
+    if (out / "run.json").is_file() and read_json(out / "run.json")["identity"] != plan.identity:
+        raise ArtefactError(
+            f"{out}: holds a run of another configuration, cohort or split; give another --out, or --overwrite"
+        )
+    return [fold.index for fold in plan.splits.folds if not (out / f"fold_{fold.index}" / "fold.json").is_file()]
+
+
+def clear_run(out: Path) -> None:
+    """Remove a run folder, and nothing that is not one."""
+    if (out / "run.json").is_file():
+        shutil.rmtree(out)
+
+
+def require_baseline(path: Path, plan: RunPlan) -> None:
+    """Refuse a baseline of another fold, seed, cohort or configuration: it may have seen the test slides.
+
+    Raises:
+        CheckpointError: not the plain baseline of exactly this plan, or not complete.
+    """
+    if not (path / "run.json").is_file():
+        raise CheckpointError(f"{path}: not a run folder; give the plain run of the same cohort, splits and seed")
+    if read_json(path / "run.json")["identity"] != plan.identity:
+        raise CheckpointError(
+            f"{path}: not the plain baseline of this cohort, splits, seed and optimisation; a teacher from it may have "
+            f"seen the test slides. Leave --baseline out to train the right one"
+        )
+    if missing_folds(plan, path):
+        raise CheckpointError(f"{path}: folds are missing; finish that run first")
+
+
+def train_run(
+    plan: RunPlan,
+    out: Path,
+    workers: int = 0,
+    baseline: Path | None = None,
+    on_epoch: Callable[[int, Epoch], None] = lambda fold, epoch: None,
+    on_fold: Callable[[int], None] = lambda fold: None,
+) -> None:
+    """Train the folds of one stage that are not complete, and write the run folder.
+
+    Args:
+        plan: one stage, checked.
+        out: its folder.
+        workers: folds trained side by side in processes; 0 trains in this process.
+        baseline: folder of the plain baseline, for methods that start from one.
+        on_epoch: called after each epoch, in this process only.
+        on_fold: called after each fold.
+    """
+    pending = missing_folds(plan, out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", to_yaml(plan.config))
+    write_json(out / "run.json", describe(plan))
+    if workers > 1 and len(pending) > 1:
+        with ProcessPoolExecutor(min(workers, len(pending)), mp_context=get_context("spawn")) as pool:
+            jobs = {fold: pool.submit(train_fold, plan, fold, out, baseline) for fold in pending}
+            for fold, job in jobs.items():
+                job.result()
+                on_fold(fold)
+    else:
+        for fold in pending:
+            train_fold(plan, fold, out, baseline, on_epoch)
+            on_fold(fold)
+    tables = [read_predictions(out / f"fold_{fold.index}" / "predictions.csv") for fold in plan.splits.folds]
+    together = pd.concat([table.loc[table["part"] == "test"] for table in tables], ignore_index=True)
+    write_table(out / "predictions.csv", together.drop(columns="part"))
+
+
+def describe(plan: RunPlan) -> dict[str, object]:
+    """The content of ``run.json``; no paths, so that equal runs have equal files."""
+    return {
+        "tool": "mhim",
+        "tool_version": mhim.__version__,
+        "identity": plan.identity,
+        "title": plan.config.title,
+        "classes": list(plan.cohort.classes),
+        "in_dim": plan.features.in_dim,
+        "encoder": plan.features.encoder,
+        "mpp": plan.features.mpp,
+        "n_folds": len(plan.splits.folds),
+        "n_slides": len(plan.cohort),
+        "n_cases": len(plan.cohort.case_labels()),
+        "data_fingerprint": plan.features.data_fingerprint,
+        "baseline_identity": None if plan.baseline is None else plan.baseline.identity,
+        "chosen_by": {
+            "epoch": f"validation {plan.config.train.select_by}",
+            "threshold": "validation Youden index",
+            "test part": "scored once, after training",
+        },
+    }
+
+
+def train_fold(
+    plan: RunPlan,
+    fold_index: int,
+    out: Path,
+    baseline: Path | None,
+    on_epoch: Callable[[int, Epoch], None] = lambda fold, epoch: None,
+) -> None:
+    """Train one fold and write its folder; ``fold.json`` comes last and says that it is complete."""
+    config = plan.config
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    fold = plan.splits.folds[fold_index]
+    store = BagStore(config.features, plan.cohort)
+    train, val = store.part(fold.train), store.part(fold.val)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + fold_index)
+    start = None if baseline is None else load_model(baseline / f"fold_{fold_index}" / "model.safetensors")
+    model = build_model(plan, generator)
+    method = methods.build(config.method, model, start)
+    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch))
+    model.load_state_dict(result.state)
+    write_fold(plan, fold, out / f"fold_{fold_index}", model, result, val, store.part(fold.test))
+
+
+def build_model(plan: RunPlan, generator: torch.Generator) -> MILModel:
+    """A freshly initialised aggregator; the draw comes from ``generator``, the global one is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
+        return models.build(plan.config.model, plan.features.in_dim, len(plan.cohort.classes))
+
+
+def write_fold(
+    plan: RunPlan, fold: Fold, folder: Path, model: MILModel, result: FitResult, val: BagSet, test: BagSet
+) -> None:
+    """Score validation and test part with the best epoch's weights, and write the fold's files."""
+    classes = plan.cohort.classes
+    val_predictions, _ = predict(model, val)
+    test_predictions, _ = predict(model, test)
+    threshold = None
+    if len(classes) == 2:
+        threshold = youden_threshold(val_predictions.y_true, val_predictions.probabilities[:, 1])
+    tables = [
+        prediction_table(part, fold.index, bags, predictions, classes, threshold)
+        for part, bags, predictions in (("val", val, val_predictions), ("test", test, test_predictions))
+    ]
+    extra = {"fold": str(fold.index), "identity": plan.identity, "encoder": plan.features.encoder or ""}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder / "model.safetensors", model, classes, extra)
+    write_table(folder / "history.csv", pd.DataFrame([epoch.row() for epoch in result.history]))
+    write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
+    best = result.history[result.best_epoch]
+    write_json(
+        folder / "fold.json",
+        {
+            "fold": fold.index,
+            "identity": plan.identity,
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.history),
+            "val_auroc": best.val_auroc,
+            "val_loss": best.val_loss,
+            "threshold": threshold,
+            "test_auroc": auroc(test_predictions),
+            "n_train": sum(len(plan.cohort.of_cases([case])) for case in fold.train),
+            "n_val": len(val),
+            "n_test": len(test),
+        },
+    )
+
+
+def prediction_table(
+    part: str, fold: int, bags: BagSet, predictions: Predictions, classes: tuple[str, ...], threshold: float | None
+) -> pd.DataFrame:
+    """Predictions as ``part, fold, slide_id, case_id, y_true, y_pred, threshold, prob_<class>...``."""
+    said = predict_classes(predictions.probabilities, threshold)
+    table = {
+        "part": part,
+        "fold": fold,
+        "slide_id": [row.slide_id for row in bags.rows],
+        "case_id": [row.case_id for row in bags.rows],
+        "y_true": [classes[index] for index in predictions.y_true],
+        "y_pred": [classes[index] for index in said],
+        "threshold": threshold,
+    }
+    probabilities = {f"prob_{name}": predictions.probabilities[:, index] for index, name in enumerate(classes)}
+    return pd.DataFrame(table | probabilities)

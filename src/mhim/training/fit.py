@@ -1,0 +1,175 @@
+"""The only training loop: optimiser, schedule, early stopping on validation. It never sees test data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mhim.config import Settings
+from mhim.errors import FeatureError
+from mhim.methods import Method, Step
+from mhim.metrics import Predictions, auroc
+from mhim.models import MILModel
+from mhim.training.data import BagSet
+
+
+class TrainConfig(Settings):
+    """The optimisation; defaults follow MHIM v1 (section 5.1), with a shorter schedule."""
+
+    epochs: int = Field(100, ge=1, description="length of the schedule")
+    lr: float = Field(2e-4, gt=0, description="learning rate of Adam at the start")
+    weight_decay: float = Field(1e-5, ge=0, description="L2 term of Adam")
+    lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="per epoch, down to 0, or constant")
+    patience: int = Field(20, ge=1, description="epochs without a better validation score before stopping")
+    min_epochs: int = Field(20, ge=0, description="never stop before this many epochs")
+    select_by: Literal["auroc", "loss"] = Field(
+        "auroc", description="validation score that picks the epoch; equal AUROCs are ranked by loss"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the history. ``terms`` are mean training losses, ``watched`` what the method reports."""
+
+    epoch: int
+    lr: float
+    terms: dict[str, float]
+    watched: dict[str, float]
+    val_loss: float
+    val_auroc: float | None
+
+    def score(self, select_by: str) -> tuple[float, float]:
+        """What early stopping maximises; an undefined AUROC leaves the choice to the loss."""
+        area = self.val_auroc if select_by == "auroc" and self.val_auroc is not None else 0.0
+        return (area, -self.val_loss)
+
+    def row(self) -> dict[str, Any]:
+        """The epoch as one flat record."""
+        losses = {f"train_{name}": value for name, value in self.terms.items()}
+        chosen = {"val_loss": self.val_loss, "val_auroc": self.val_auroc}
+        return {"epoch": self.epoch, "lr": self.lr, **losses, **self.watched, **chosen}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The history, the best epoch, and the deployed aggregator's weights at that epoch."""
+
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    state: dict[str, Tensor]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fit(
+    method: Method,
+    train: BagSet,
+    val: BagSet,
+    config: TrainConfig,
+    generator: torch.Generator,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> FitResult:
+    """Train a method, one bag a step, and keep the weights of the best validation epoch.
+
+    Args:
+        method: holds the aggregator; moved to the device.
+        train: training slides.
+        val: validation slides: they choose the epoch.
+        config: the optimisation.
+        generator: CPU generator of bag order and masks. Dropout draws from torch's global generator,
+            which is seeded from this one and restored afterwards.
+        on_epoch: called after each epoch.
+
+    Raises:
+        FeatureError: a loss that is not finite; names the slide.
+    """
+    device = choose_device(config.device)
+    method.to(device)
+    optimiser = torch.optim.Adam(method.trainable(), lr=config.lr, weight_decay=config.weight_decay)
+    horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
+    history: list[Epoch] = []
+    best, state = 0, {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
+        for index in range(config.epochs):
+            lr = optimiser.param_groups[0]["lr"]
+            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator)
+            schedule.step()
+            predictions, loss = predict(method.model, val)
+            history.append(Epoch(index, lr, terms, watched, loss, auroc(predictions)))
+            on_epoch(history[-1])
+            if index == 0 or history[-1].score(config.select_by) > history[best].score(config.select_by):
+                best = index
+                state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
+            if index - best >= config.patience and index + 1 >= config.min_epochs:
+                break
+    return FitResult(tuple(history), best, state)
+
+
+def train_epoch(
+    method: Method,
+    train: BagSet,
+    optimiser: torch.optim.Optimizer,
+    epoch: int,
+    epochs: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """One pass over the bags in random order; mean loss terms and mean watched values."""
+    method.train()
+    device = next(method.model.parameters()).device
+    terms: dict[str, Tensor] = {}
+    watched: dict[str, float] = {}
+    for position, index in enumerate(torch.randperm(len(train), generator=generator).tolist()):
+        bag = train[index]
+        step = Step(epoch * len(train) + position, epochs * len(train), generator)
+        features = method.model.check(bag.features)
+        result = method.step(features, bag.label.to(device), step)
+        optimiser.zero_grad(set_to_none=True)
+        result.loss.backward()
+        optimiser.step()
+        method.after_step(step)
+        for name, value in result.terms.items():
+            terms[name] = terms.get(name, torch.zeros((), device=device)) + value.detach()
+        for name, value in result.watched.items():
+            watched[name] = watched.get(name, 0.0) + value
+    means = {name: float(value) / len(train) for name, value in terms.items()}
+    if not np.isfinite(list(means.values())).all():
+        raise FeatureError(f"the training loss is not finite in epoch {epoch}: {means}; lower train.lr")
+    return means, {name: value / len(train) for name, value in watched.items()}
+
+
+@torch.inference_mode()
+def predict(model: MILModel, bags: BagSet) -> tuple[Predictions, float]:
+    """Predictions of the deployed aggregator in evaluation mode, and its mean loss.
+
+    ``y_pred`` is the most probable class here; a threshold is applied by whoever has one.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    probabilities: list[np.ndarray] = []
+    losses: list[float] = []
+    for bag in bags:
+        output = model(bag.features)
+        probabilities.append(output.probabilities.double().cpu().numpy())
+        losses.append(float(sum(model.losses(output, bag.label.to(device)).values())))
+    stacked = np.stack(probabilities)
+    labels = np.array([int(bag.label) for bag in bags], dtype=np.int64)
+    cases = np.array([row.case_id for row in bags.rows], dtype=np.str_)
+    return Predictions(cases, labels, stacked.argmax(axis=1), stacked), float(np.mean(losses))

@@ -1,0 +1,161 @@
+"""The run folder: one cross-validated training run, as ``mhim train`` writes it.
+
+::
+
+    RUN/config.yaml            resolved configuration
+    RUN/run.json               what the run was trained on: identity, classes, width, fingerprints
+    RUN/fold_0/model.safetensors, history.csv, predictions.csv, fold.json (written last)
+    RUN/predictions.csv        test predictions of all folds
+    RUN/metrics.json           metrics with intervals
+    RUN/baseline/              the plain baseline of a two-stage method, itself a run folder
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from mhim.artefacts import read_json, write_text
+from mhim.checkpoint import load_model
+from mhim.config import ComponentConfig, Settings, fingerprint, read_yaml, validate
+from mhim.errors import ArtefactError
+from mhim.methods import methods
+from mhim.metrics import Predictions
+from mhim.models import MILModel, models
+from mhim.training.fit import TrainConfig
+
+ModelConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(models.parse)]
+MethodConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(methods.parse)]
+
+
+class RunConfig(Settings):
+    """Everything that a run is made from."""
+
+    cohort: Path = Field(description="cohort table")
+    features: Path = Field(description="folder of bag files")
+    splits: Path = Field(description="splits table")
+    seed: int = Field(0, ge=0, description="seed of initialisation, bag order, dropout and masks")
+    model: ModelConfig = Field(default_factory=lambda: models.parse("abmil"), description="aggregator")
+    method: MethodConfig = Field(default_factory=lambda: methods.parse("mhim-v1"), description="training method")
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}), description="optimisation")
+    allow_missing: bool = Field(False, description="go on without slides that have no bag")
+
+    @property
+    def title(self) -> str:
+        """Short name in tables: the aggregator, and the method when it is not plain."""
+        return self.model.name if self.method.name == "supervised" else f"{self.method.name} ({self.model.name})"
+
+    def identity(self, data_fingerprint: str, splits_fingerprint: str) -> str:
+        """What makes two runs the same: model, method, optimisation, seed, data and folds.
+
+        Paths, device and threads are not part of it.
+        """
+        train = self.train.model_dump(mode="json", exclude={"device", "threads"})
+        parts = [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train, self.seed]
+        return fingerprint([*parts, data_fingerprint, splits_fingerprint])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder opened for reading.
+
+    Attributes:
+        path: the folder.
+        config: resolved configuration.
+        info: the content of ``run.json``.
+    """
+
+    path: Path
+    config: RunConfig
+    info: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return tuple(self.info["classes"])
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Indices of the folds that are complete."""
+        return tuple(i for i in range(self.info["n_folds"]) if (self.fold_path(i) / "fold.json").is_file())
+
+    def fold_path(self, fold: int) -> Path:
+        """Folder of one fold."""
+        return self.path / f"fold_{fold}"
+
+    def model(self, fold: int, device: str = "cpu") -> MILModel:
+        """The deployed aggregator of a fold, in evaluation mode."""
+        return load_model(self.fold_path(fold) / "model.safetensors", device)
+
+    def history(self, fold: int) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_csv(self.fold_path(fold) / "history.csv")
+
+    def predictions(self, fold: int) -> pd.DataFrame:
+        """Validation and test predictions of a fold; ``part`` says which."""
+        return read_predictions(self.fold_path(fold) / "predictions.csv")
+
+    def test_predictions(self) -> pd.DataFrame:
+        """Test predictions of all folds, with the column ``fold``."""
+        return read_predictions(self.path / "predictions.csv")
+
+    def fold_info(self, fold: int) -> dict[str, Any]:
+        """Best epoch, threshold and counts of a fold."""
+        return read_json(self.fold_path(fold) / "fold.json")
+
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``."""
+        return read_json(self.path / "metrics.json")
+
+
+def open_run(path: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        ArtefactError: not a run folder, or no fold is complete.
+    """
+    if not (path / "run.json").is_file():
+        raise ArtefactError(f"{path}: not a run folder (no run.json); make one with 'mhim train'")
+    run = Run(
+        path,
+        validate(RunConfig, read_yaml(path / "config.yaml"), str(path / "config.yaml")),
+        read_json(path / "run.json"),
+    )
+    if len(run.folds) < run.info["n_folds"]:
+        done, total = len(run.folds), run.info["n_folds"]
+        raise ArtefactError(f"{path}: only {done} of {total} folds are complete; run the same 'mhim train' again")
+    return run
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A predictions table; ids stay text.
+
+    Raises:
+        ArtefactError: the file is missing.
+    """
+    if not path.is_file():
+        raise ArtefactError(f"{path}: no such file; run the same 'mhim train' again")
+    return pd.read_csv(path, dtype={"slide_id": str, "case_id": str, "y_true": str, "y_pred": str})
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV table atomically, floats in full precision."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False)
+    write_text(path, buffer.getvalue())
+
+
+def to_predictions(table: pd.DataFrame, classes: tuple[str, ...]) -> Predictions:
+    """A predictions table as arrays."""
+    return Predictions(
+        case_id=table["case_id"].to_numpy(dtype=np.str_),
+        y_true=np.array([classes.index(name) for name in table["y_true"]], dtype=np.int64),
+        y_pred=np.array([classes.index(name) for name in table["y_pred"]], dtype=np.int64),
+        probabilities=table[[f"prob_{name}" for name in classes]].to_numpy(dtype=np.float64),
+    )
