@@ -7,6 +7,24 @@ and is registered by name. The contract tests in ``tests/contracts`` run on ever
 from __future__ import annotations
 
 from mhim.models.abmil import ABMIL
-from mhim.models.contract import MILModel, MILOutput, models
+from mhim.models.clam import CLAMMB, CLAMSB
+from mhim.models.contract import MILModel, MILOutput, count_parameters, models
+from mhim.models.dsmil import DSMIL
+from mhim.models.dtfd import DTFD
+from mhim.models.pooling import MaxPooling, MeanPooling
+from mhim.models.transmil import TransMIL
 
-__all__ = ["ABMIL", "MILModel", "MILOutput", "models"]
+__all__ = [
+    "ABMIL",
+    "CLAMMB",
+    "CLAMSB",
+    "DSMIL",
+    "DTFD",
+    "MILModel",
+    "MILOutput",
+    "MaxPooling",
+    "MeanPooling",
+    "TransMIL",
+    "count_parameters",
+    "models",
+]

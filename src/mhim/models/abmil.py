@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,11 +15,11 @@ from mhim.models.layers import Activation, AttentionScores, projection
 
 @models.register("abmil")
 class ABMIL(MILModel):
-    """Bag embedding F = sum_i a_i z_i with a = softmax_i(e_i), then a linear classifier.
+    """Bag embedding F = sum_i a_i z_i with a = softmax_i(e_i), then a linear classifier (equations 7 to 9).
 
     Defaults are those of MHIM v1 on CAMELYON16: plain attention with ReLU and without bias. Set
     ``gated`` for the TCGA variant. The bag logits decompose over instances:
-    logit_c = b_c + sum_i w_c . (a_i z_i).
+    logit_c = b_c + sum_i w_c . (a_i z_i). ``extras``: ``attention_logits`` (1, N), e before the softmax.
     """
 
     class Config(ComponentConfig):
@@ -32,6 +34,9 @@ class ABMIL(MILModel):
         gated: bool = Field(False, description="gated attention")
 
     config: Config
+    paper = "Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018"
+    licence = "reference program: MIT; written from the paper"
+    variants = MappingProxyType({"gated": {"gated": True}})
 
     def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
@@ -59,7 +64,7 @@ class ABMIL(MILModel):
             attention=attention,
             instance_scores=contributions,
             bag_embedding=embedding,
+            contributions=contributions,
             bias=self.classifier.bias,
-            decomposes=True,
             extras={"attention_logits": raw},
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.errors import FeatureError
+from mhim.errors import ConfigError, FeatureError
 from mhim.registry import Registry
 
 
@@ -23,13 +23,19 @@ class MILOutput:
     Attributes:
         logits: (C,) of the bag.
         probabilities: (C,), softmax of the logits unless the model publishes another rule.
-        attention: (branch, N), rows sum to 1 where the model has a normalised attention; None without one.
-        instance_scores: (N, C) evidence of each instance per class. Where ``decomposes`` is true these
-            are the contributions: their sum over instances plus ``bias`` is ``logits``.
-        bias: (C,) the part of the logits that no instance contributes; None unless ``decomposes``.
-        decomposes: whether the bag logits are a sum over instances.
+        attention: (branch, N). Rows sum to 1 for a model whose ``attention_is_normalised``; None without one.
+        instance_scores: (N, C) the model's own score of each instance per class: the instance classifier's
+            where the model has one (DSMIL, DTFD's first tier, instance pooling), else ``contributions``.
         bag_embedding: what the classifier saw, (D,) or (class, D).
-        mask_scores: (head, N) salience by which MHIM ranks instances; None means ``attention``.
+        contributions: (N, C) the part of each bag logit that an instance brings: their sum over instances plus
+            ``bias`` is ``logits``. None for a model whose logits are no sum over instances.
+        bias: (C,) the part of the logits that no instance contributes; given exactly when ``contributions`` is.
+        instance_probabilities: (N, C) class probability of each instance. Left out, it is the softmax over
+            classes of ``contributions``, the "tumour probability" of the class-activation derivation (DTFD-MIL,
+            CVPR 2022, section 3.2: softmax_c of w_c . (a_i z_i), no bias), else of ``instance_scores``.
+        mask_scores: (head, N) salience by which MHIM v1 ranks instances; None means ``attention``.
+        class_mask_scores: (1, N) salience by which MHIM v2 ranks instances; None means the largest
+            class probability of each instance.
         extras: anything else a model wants to hand out, by name.
     """
 
@@ -38,50 +44,94 @@ class MILOutput:
     attention: Float[Tensor, "branch instances"] | None
     instance_scores: Float[Tensor, "instances classes"] | None
     bag_embedding: Float[Tensor, "*branch dim"]
+    contributions: Float[Tensor, "instances classes"] | None = None
     bias: Float[Tensor, " classes"] | None = None
-    decomposes: bool = False
+    instance_probabilities: Float[Tensor, "instances classes"] | None = None
     mask_scores: Float[Tensor, "head instances"] | None = None
+    class_mask_scores: Float[Tensor, "1 instances"] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def instance_probabilities(self) -> Float[Tensor, "instances classes"] | None:
-        """Class probability of each instance: softmax over classes of ``instance_scores``.
+    def __post_init__(self) -> None:
+        if (self.contributions is None) != (self.bias is None):
+            raise ValueError("contributions and bias are given together or not at all")
+        scores = self.contributions if self.contributions is not None else self.instance_scores
+        if self.instance_probabilities is None and scores is not None:
+            object.__setattr__(self, "instance_probabilities", scores.softmax(dim=-1))
 
-        For attention pooling this is the "tumour probability" of the class-activation derivation
-        (DTFD-MIL, CVPR 2022, section 3.2): softmax_c of w_c . (a_i z_i), without the bias.
-        """
-        return None if self.instance_scores is None else self.instance_scores.softmax(dim=-1)
+    @property
+    def decomposes(self) -> bool:
+        """Whether the bag logits are a sum over instances."""
+        return self.contributions is not None
 
     @property
     def salience(self) -> Float[Tensor, "head instances"]:
-        """The scores that masks rank: ``mask_scores``, else ``attention``."""
+        """The scores that masks of MHIM v1 rank: ``mask_scores``, else ``attention``."""
         scores = self.mask_scores if self.mask_scores is not None else self.attention
         if scores is None:
             raise ValueError("this model has neither mask_scores nor attention; MHIM cannot rank its instances")
         return scores
+
+    @property
+    def class_salience(self) -> Float[Tensor, "1 instances"]:
+        """The class-aware scores that masks of MHIM v2 rank: max over classes of ``instance_probabilities``.
+
+        A model may publish another rule in ``class_mask_scores`` (DSMIL: the largest instance score).
+        """
+        if self.class_mask_scores is not None:
+            return self.class_mask_scores
+        if self.instance_probabilities is None:
+            raise ValueError("this model has no instance probabilities; MHIM v2 cannot rank its instances")
+        return self.instance_probabilities.amax(dim=-1)[None]
 
 
 class MILModel(nn.Module):
     """Base of every aggregator.
 
     A subclass defines ``project`` and ``aggregate``; MHIM masks tokens between the two. ``forward``
-    never sees a label and changes no state. One bag at a time, no batch axis.
+    never sees a label, draws no random numbers but dropout, and changes no state. One bag at a time,
+    no batch axis.
 
     Args:
         config: the subclass's own ``Config``.
         in_dim: feature width D.
-        n_classes: number of classes C, at least 2.
+        n_classes: number of classes C, at least ``fewest_classes(config)``.
+
+    Raises:
+        ConfigError: too few classes, or a feature width below 1.
+
+    Attributes:
+        paper: where the model was published, for ``mhim models``.
+        licence: what the reference program's licence is and that no line of it is used.
+        variants: published settings beside the defaults, by name, for ``mhim models``.
+        attention_is_normalised: whether the rows of ``attention`` sum to 1.
+        is_permutation_equivariant: whether another order of the instances gives the same bag and the
+            instances' values in that order.
+        shuffles_in_training: the published training draws a random order of the instances for every step.
+            Whoever trains permutes the features, with a generator of its own; ``aggregate`` never does.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+    paper: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    attention_is_normalised: ClassVar[bool] = True
+    is_permutation_equivariant: ClassVar[bool] = True
+    shuffles_in_training: bool = False
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
         super().__init__()
-        if n_classes < 2:
-            raise ValueError(f"n_classes is {n_classes}, expected at least 2")
+        if n_classes < self.fewest_classes(config):
+            raise ConfigError(f"n_classes is {n_classes}, expected at least {self.fewest_classes(config)}")
+        if in_dim < 1:
+            raise ConfigError(f"in_dim is {in_dim}, expected at least 1")
         self.config = config
         self.in_dim = in_dim
         self.n_classes = n_classes
+
+    @classmethod
+    def fewest_classes(cls, config: ComponentConfig) -> int:
+        """The smallest class count that the model takes."""
+        return 2
 
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """Instance tokens, one per feature row, each from its own row alone."""
@@ -135,8 +185,8 @@ def initialise(module: nn.Module) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable numbers in a module."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """How many numbers the parameters of a module hold, frozen ones included."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def softmax_probabilities(logits: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:

@@ -18,9 +18,9 @@ def activation(name: Activation) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def projection(in_dim: int, dim: int, act: Activation, dropout: float) -> nn.Sequential:
-    """Patch embedding z = drop(act(W x + b)) (v1, section 2.1)."""
-    return nn.Sequential(nn.Linear(in_dim, dim), activation(act), nn.Dropout(dropout))
+def projection(in_dim: int, dim: int, act: Activation, dropout: float, bias: bool = True) -> nn.Sequential:
+    """Patch embedding z = drop(act(W x + b)) (MHIM-MIL, ICCV 2023)."""
+    return nn.Sequential(nn.Linear(in_dim, dim, bias=bias), activation(act), nn.Dropout(dropout))
 
 
 class AttentionScores(nn.Module):

@@ -1,0 +1,204 @@
+"""CLAM: clustering-constrained attention, single and multiple branch (Lu et al., Nature BME 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mhim.config import ComponentConfig
+from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
+from mhim.models.layers import Activation, AttentionScores, projection
+
+InstanceLoss = Callable[[Tensor, Tensor], Tensor]
+
+_HARD_GAP = math.log(1000.0)
+
+
+class CLAMConfig(ComponentConfig):
+    """Options of CLAM; the defaults are its "small" size as compared with MHIM v1."""
+
+    dim: int = Field(512, ge=1, description="width of the instance tokens")
+    activation: Activation = Field("relu", description="activation of the projection")
+    dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
+    attention_dim: int = Field(256, ge=1, description="width of the attention branches")
+    attention_dropout: float = Field(0.25, ge=0, lt=1, description="dropout in the attention branches")
+    gated: bool = Field(True, description="gated attention")
+    cluster_size: int = Field(
+        8, ge=1, description="instances of highest, and of lowest, attention that are clustered (at most half the bag)"
+    )
+    subtyping: bool = Field(False, description="classes exclude each other: other classes' top instances are negatives")
+    instance_loss: Literal["svm", "cross-entropy"] = Field("svm", description="loss of the instance classifiers")
+    bag_weight: float = Field(0.7, gt=0, le=1, description="weight of the bag loss; the instance loss has the rest")
+
+
+class _CLAM(MILModel):
+    """What both variants share; ``branches`` attention rows, one instance classifier per class."""
+
+    Config = CLAMConfig
+    config: CLAMConfig
+    paper = "Lu et al., Data-efficient and weakly supervised computational pathology, Nature BME 2021"
+    licence = "reference program: GPL-3.0; written from the paper, no line of it used"
+    is_single_branch: ClassVar[bool]
+
+    def __init__(self, config: CLAMConfig, in_dim: int, n_classes: int) -> None:
+        super().__init__(config, in_dim, n_classes)
+        branches = 1 if self.is_single_branch else n_classes
+        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.attention = AttentionScores(
+            config.dim,
+            config.attention_dim,
+            branches,
+            "tanh",
+            config.gated,
+            bias=True,
+            dropout=config.attention_dropout,
+        )
+        self.classifier = nn.Linear(config.dim, n_classes)
+        self.instance_classifiers = nn.ModuleList(nn.Linear(config.dim, 2) for _ in range(n_classes))
+        initialise(self)
+
+    def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
+        """z_i = drop(relu(W x_i + b))."""
+        return self.projection(features)
+
+    def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
+        """Attention-pooled logits; one bag embedding (D,), or one per class (C, D)."""
+        raw = self.attention(tokens)
+        attention = raw.softmax(dim=-1)
+        pooled = attention @ tokens
+        embedding = pooled[0] if self.is_single_branch else pooled
+        weight, bias = self.classifier.weight, self.classifier.bias
+        logits = (pooled * weight).sum(dim=-1) + bias
+        contributions = attention.T * (tokens @ weight.T)
+        return MILOutput(
+            logits=logits,
+            probabilities=softmax_probabilities(logits),
+            attention=attention,
+            instance_scores=contributions,
+            bag_embedding=embedding,
+            contributions=contributions,
+            bias=bias,
+            extras={"attention_logits": raw, "tokens": tokens},
+        )
+
+    def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:
+        """0.7 cross-entropy + 0.3 instance loss; the latter is 0 for a bag of one instance."""
+        share = self.config.bag_weight
+        clustering = self.cluster(output, label)
+        return {
+            "classification": share * F.cross_entropy(output.logits[None], label[None]),
+            "instance": (1 - share) * clustering.loss,
+        }
+
+    def cluster(self, output: MILOutput, label: Tensor) -> InstanceClustering:
+        """The instance clustering of a bag under a label (the instance loss before its weight)."""
+        assert output.attention is not None
+        return cluster_instances(
+            output.attention,
+            output.extras["tokens"],
+            [cast("nn.Linear", classifier) for classifier in self.instance_classifiers],
+            int(label),
+            self.config,
+        )
+
+
+@models.register("clam-sb")
+class CLAMSB(_CLAM):
+    """CLAM-SB: one attention row, one bag embedding, one linear classifier for all classes.
+
+    ``extras``: ``attention_logits`` (1, N), ``tokens`` (N, D).
+    """
+
+    is_single_branch = True
+
+
+@models.register("clam-mb")
+class CLAMMB(_CLAM):
+    """CLAM-MB: an attention row, a bag embedding and a linear classifier per class.
+
+    Class c's classifier is row c of ``classifier``. ``extras``: ``attention_logits`` (C, N), ``tokens`` (N, D).
+    """
+
+    is_single_branch = False
+
+
+@dataclass(frozen=True)
+class InstanceClustering:
+    """Instance loss of one bag, with the clustered instances' predicted and pseudo labels."""
+
+    loss: Float[Tensor, ""]
+    predictions: Int[Tensor, " samples"]
+    labels: Int[Tensor, " samples"]
+
+
+def cluster_instances(
+    attention: Float[Tensor, "branch instances"],
+    tokens: Float[Tensor, "instances dim"],
+    classifiers: list[nn.Linear],
+    label: int,
+    config: CLAMConfig,
+) -> InstanceClustering:
+    """Pseudo-label the most and least attended instances and score them (section "Instance-level clustering").
+
+    For the bag's class the k most attended instances are positives and the k least attended negatives of that
+    class's two-way classifier; with subtyping every other class's k most attended are its negatives, and the
+    loss is averaged over classes. k = min(cluster_size, N // 2), so no instance is both; with k = 0 (N = 1)
+    the loss is 0.
+
+    Args:
+        attention: one row, or one per class.
+        tokens: the instances.
+        classifiers: one two-way classifier per class.
+        label: the bag's class.
+        config: cluster size, subtyping, loss.
+    """
+    size = min(config.cluster_size, len(tokens) // 2)
+    loss_of: InstanceLoss = smooth_svm_loss if config.instance_loss == "svm" else F.cross_entropy
+    losses, predictions, labels = [], [], []
+    for index, classifier in enumerate(classifiers):
+        if size == 0 or (index != label and not config.subtyping):
+            continue
+        row = attention[index if len(attention) > 1 else 0].detach()
+        chosen = row.topk(size).indices
+        targets = torch.full_like(chosen, int(index == label))
+        if index == label:
+            chosen = torch.cat([chosen, row.topk(size, largest=False).indices])
+            targets = torch.cat([targets, torch.zeros_like(targets)])
+        scores = classifier(tokens[chosen])
+        losses.append(loss_of(scores, targets))
+        predictions.append(scores.argmax(dim=-1))
+        labels.append(targets)
+    if not losses:
+        none = torch.zeros(0, dtype=torch.int64, device=tokens.device)
+        return InstanceClustering(tokens.new_zeros(()), none, none)
+    return InstanceClustering(torch.stack(losses).mean(), torch.cat(predictions), torch.cat(labels))
+
+
+def smooth_svm_loss(
+    scores: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"], margin: float = 1.0, scale: float = 1.0
+) -> Float[Tensor, ""]:
+    """Smooth top-1 support-vector loss (Berrada et al., ICLR 2018, equation 12 with k = 1).
+
+    Per sample scale * log sum_j exp((s_j + margin [j != y] - s_y) / scale), and the plain maximum of the same
+    terms where the two largest scores are at least scale * ln(1000) apart; the mean over samples.
+
+    Args:
+        scores: class scores.
+        labels: class indices.
+        margin: alpha.
+        scale: temperature tau.
+    """
+    is_other = 1 - F.one_hot(labels, scores.shape[-1]).to(scores.dtype)
+    terms = scores + margin * is_other - scores.gather(1, labels[:, None])
+    largest = scores.topk(2, dim=-1).values
+    is_clear = largest[:, 0] - largest[:, 1] >= scale * _HARD_GAP
+    smooth = scale * torch.logsumexp(terms / scale, dim=-1)
+    return torch.where(is_clear, terms.amax(dim=-1), smooth).mean()

@@ -1,0 +1,183 @@
+"""DTFD-MIL: double-tier feature distillation over pseudo-bags (Zhang et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mhim.config import ComponentConfig
+from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
+from mhim.models.layers import Activation, AttentionScores, projection
+
+Distillation = Literal["maxs", "maxmins", "mas", "afs"]
+
+
+class AttentionClassifier(nn.Module):
+    """Gated attention pooling and a linear classifier: one tier of DTFD."""
+
+    def __init__(self, dim: int, attention_dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.attention = AttentionScores(dim, attention_dim, 1, "tanh", gated=True, bias=True)
+        self.classifier = nn.Linear(dim, n_classes)
+
+
+@dataclass(frozen=True)
+class PseudoBag:
+    """One pseudo-bag after the first tier.
+
+    Attributes:
+        index: positions of its n instances in the bag.
+        attention: softmax of the first tier's attention inside the pseudo-bag.
+        scores: contribution of each instance to each of the pseudo-bag's logits, w_c . (a_i z_i).
+        logits: of the pseudo-bag.
+    """
+
+    index: Int[Tensor, " n"]
+    attention: Float[Tensor, " n"]
+    scores: Float[Tensor, "n classes"]
+    logits: Float[Tensor, " classes"]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "n classes"]:
+        """Class probability of each instance: softmax over classes of ``scores``."""
+        return self.scores.softmax(dim=-1)
+
+
+@models.register("dtfd")
+class DTFD(MILModel):
+    """The bag is cut into pseudo-bags; each is classified (tier 1) and hands up features to tier 2.
+
+    Tier 1 pools each pseudo-bag by attention (equations 1 and 2) and classifies it; the class-activation
+    derivation gives its instances class probabilities (equations 6 to 8). What is handed up
+    (``distillation``): ``maxs`` the token of the most probable instance of the last class, ``maxmins`` also the
+    least probable one's, ``mas`` the most attended one's, ``afs`` the attention-pooled feature. Tier 2
+    pools these by an attention of its own. Gradients of tier 2 stop at the handed-up features, which is what
+    the published two optimisers come to.
+
+    A bag is cut by the order of its instances, near-equally, so the result is a function of the bag. The
+    published training cuts anew at random in every step: ``shuffles_in_training`` says so to whoever trains.
+    (The published test shuffles too and is therefore random.) ``interleaved`` gives every pseudo-bag a sample
+    of the whole slide, as a random cut does; ``contiguous`` cuts like NumPy's ``array_split``.
+
+    Every distilled feature is a weighted sum of tokens, so the tier-2 logits decompose: ``attention`` (1, N) is
+    the weight with which each token enters the bag embedding. ``instance_scores`` and
+    ``instance_probabilities`` are tier 1's, as published. MHIM ranks by tier 1's attention over the whole bag.
+
+    ``extras``: ``tier1_logits`` (G, C), ``pseudo_bags`` (tuple of :class:`PseudoBag`), ``pseudo_features``
+    (S, D), ``attention_logits`` (1, N) of tier 1.
+    """
+
+    class Config(ComponentConfig):
+        """Options of DTFD-MIL."""
+
+        dim: int = Field(512, ge=1, description="width of the instance tokens")
+        activation: Activation = Field("relu", description="activation of the projection (which has no bias)")
+        dropout: float = Field(0.0, ge=0, lt=1, description="dropout after the projection; 0.25 in MHIM's comparison")
+        attention_dim: int = Field(128, ge=1, description="width of both attention networks")
+        pseudo_bags: int = Field(4, ge=1, description="pseudo-bags per bag, at most one per instance")
+        instances: int = Field(1, ge=1, description="instances each pseudo-bag hands up (not for afs)")
+        distillation: Distillation = Field("afs", description="what a pseudo-bag hands up to the second tier")
+        split: Literal["interleaved", "contiguous"] = Field("interleaved", description="how the bag's order is cut")
+        shuffle: bool = Field(True, description="cut at random in training")
+
+    config: Config
+    paper = "Zhang et al., DTFD-MIL: Double-Tier Feature Distillation, CVPR 2022"
+    licence = "reference program: MIT; written from the paper"
+    is_permutation_equivariant = False
+
+    def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
+        super().__init__(config, in_dim, n_classes)
+        self.shuffles_in_training = config.shuffle
+        self.projection = projection(in_dim, config.dim, config.activation, config.dropout, bias=False)
+        self.tier1 = AttentionClassifier(config.dim, config.attention_dim, n_classes)
+        self.tier2 = AttentionClassifier(config.dim, config.attention_dim, n_classes)
+        initialise(self)
+
+    def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
+        """z_i = drop(act(W x_i)), without a bias."""
+        return self.projection(features)
+
+    def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
+        """Both tiers."""
+        raw = self.tier1.attention(tokens)
+        bags = tuple(self._tier1(tokens, raw[0], index) for index in self._cut(len(tokens), tokens.device))
+        weights = self._handed_up(bags, len(tokens))
+        features = weights @ tokens.detach()
+        attention = self.tier2.attention(features).softmax(dim=-1) @ weights
+        embedding = (attention @ tokens.detach())[0]
+        classifier = self.tier2.classifier
+        logits = classifier(embedding)
+        order = torch.cat([bag.index for bag in bags]).argsort()
+        scores = torch.cat([bag.scores for bag in bags])[order]
+        return MILOutput(
+            logits=logits,
+            probabilities=softmax_probabilities(logits),
+            attention=attention,
+            instance_scores=scores,
+            bag_embedding=embedding,
+            contributions=attention.T * (tokens.detach() @ classifier.weight.T),
+            bias=classifier.bias,
+            instance_probabilities=scores.softmax(dim=-1),
+            mask_scores=raw.softmax(dim=-1),
+            extras={
+                "tier1_logits": torch.stack([bag.logits for bag in bags]),
+                "pseudo_bags": bags,
+                "pseudo_features": features,
+                "attention_logits": raw,
+            },
+        )
+
+    def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the slide label: the pseudo-bags' mean, and tier 2's."""
+        tier1 = output.extras["tier1_logits"]
+        return {
+            "tier1": F.cross_entropy(tier1, label.expand(len(tier1))),
+            "tier2": F.cross_entropy(output.logits[None], label[None]),
+        }
+
+    def _cut(self, count: int, device: torch.device) -> list[Tensor]:
+        groups = min(self.config.pseudo_bags, count)
+        positions = torch.arange(count, device=device)
+        if self.config.split == "interleaved":
+            return [positions[start::groups] for start in range(groups)]
+        return list(positions.tensor_split(groups))
+
+    def _tier1(
+        self, tokens: Float[Tensor, "instances dim"], raw: Float[Tensor, " instances"], index: Int[Tensor, " n"]
+    ) -> PseudoBag:
+        attention = raw[index].softmax(dim=-1)
+        weighted = attention[:, None] * tokens[index]
+        classifier = self.tier1.classifier
+        return PseudoBag(
+            index=index,
+            attention=attention,
+            scores=weighted @ classifier.weight.T,
+            logits=classifier(weighted.sum(dim=0)),
+        )
+
+    @torch.no_grad()
+    def _handed_up(self, bags: tuple[PseudoBag, ...], count: int) -> Float[Tensor, "features instances"]:
+        """Each handed-up feature as weights over the bag's tokens."""
+        rows = []
+        for bag in bags:
+            if self.config.distillation == "afs":
+                rows.append(bag.attention.new_zeros(count).index_copy(0, bag.index, bag.attention)[None])
+            else:
+                chosen = bag.index[self._chosen(bag)]
+                rows.append(F.one_hot(chosen, count).to(bag.attention.dtype))
+        return torch.cat(rows)
+
+    def _chosen(self, bag: PseudoBag) -> Int[Tensor, " chosen"]:
+        """Places in the pseudo-bag of the instances that it hands up."""
+        ranked_by = bag.attention if self.config.distillation == "mas" else bag.probabilities[:, -1]
+        size = min(self.config.instances, len(bag.index))
+        order = ranked_by.argsort(descending=True, stable=True)
+        if self.config.distillation == "maxmins":
+            return torch.cat([order[:size], order[-size:]])
+        return order[:size]

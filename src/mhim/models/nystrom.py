@@ -1,0 +1,162 @@
+"""Nyström attention read out by a class token (Xiong et al., AAAI 2021; as in TransMIL, NeurIPS 2021).
+
+Self-attention over n tokens is approximated through m landmarks: softmax(q k_L^T) A+ softmax(q_L k^T) v, with
+A = softmax(q_L k_L^T) and A+ its iterated pseudo-inverse. No matrix of n x n is ever formed; the products are
+taken from the right, so the largest is n x m, inside the fused attention kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ClassRow = Literal["class-token", "first-padded"]
+
+_ROW_BUDGET = 1 << 24  # numbers in the largest temporary of the class token's attention row
+
+
+def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float[Tensor, "heads m m"]:
+    """Iterated Moore-Penrose inverse (Xiong et al., section 3.3, equation 11).
+
+    Starts at A^T / (largest row sum x largest column sum of |A|), both taken over all heads together, and
+    repeats Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
+    """
+    size = matrix.abs()
+    guess = matrix.mT / (size.sum(dim=-1).max() * size.sum(dim=-2).max())
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for _ in range(iterations):
+        product = matrix @ guess
+        inner = 15 * identity - product @ (7 * identity - product)
+        guess = 0.25 * guess @ (13 * identity - product @ inner)
+    return guess
+
+
+@dataclass(frozen=True)
+class Landmarked:
+    """A token sequence prepared for Nyström attention.
+
+    Attributes:
+        padded: the tokens behind ``padding`` zero tokens, so that landmarks cover equal groups.
+        padding: how many zero tokens stand in front. They take part in the attention, as published.
+        keys: of every padded token.
+        values: of every padded token.
+        landmark_queries: scaled mean queries of the groups.
+        landmark_keys: mean keys of the groups.
+        inverse: pseudo-inverse of the landmarks' attention among themselves.
+    """
+
+    padded: Float[Tensor, "padded dim"]
+    padding: int
+    keys: Float[Tensor, "heads padded head_dim"]
+    values: Float[Tensor, "heads padded head_dim"]
+    landmark_queries: Float[Tensor, "heads m head_dim"]
+    landmark_keys: Float[Tensor, "heads m head_dim"]
+    inverse: Float[Tensor, "heads m m"]
+
+
+class NystromAttention(nn.Module):
+    """Multi-head Nyström self-attention with a depth-wise value convolution along the sequence.
+
+    Args:
+        dim: token width, a multiple of ``heads``.
+        heads: attention heads.
+        landmarks: m; a shorter sequence is padded up to m tokens.
+        iterations: of the pseudo-inverse.
+        kernel: odd length of the value convolution, one filter per head.
+        dropout: after the output projection.
+    """
+
+    def __init__(self, dim: int, heads: int, landmarks: int, iterations: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.landmarks = landmarks
+        self.iterations = iterations
+        self.scale = (dim // heads) ** -0.5
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        self.value_convolution = nn.Conv2d(heads, heads, (kernel, 1), groups=heads, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Landmarked:
+        """Keys, values and landmarks of a sequence.
+
+        Queries and keys are linear in the tokens, so the landmarks are projected from the groups' mean tokens.
+        """
+        padding = -len(tokens) % self.landmarks
+        padded = F.pad(tokens, (0, 0, padding, 0))
+        means = padded.unflatten(0, (self.landmarks, -1)).mean(dim=1)
+        to_query, to_key, to_value = self.to_qkv.weight.chunk(3)
+        landmark_queries = self._split(means @ to_query.T) * self.scale
+        landmark_keys = self._split(means @ to_key.T)
+        among = (landmark_queries @ landmark_keys.mT).softmax(dim=-1)
+        return Landmarked(
+            padded=padded,
+            padding=padding,
+            keys=self._split(padded @ to_key.T),
+            values=self._split(padded @ to_value.T),
+            landmark_queries=landmark_queries,
+            landmark_keys=landmark_keys,
+            inverse=pseudo_inverse(among, self.iterations),
+        )
+
+    def attend(self, prepared: Landmarked, count: int) -> Float[Tensor, "count dim"]:
+        """Attention output of the first ``count`` real tokens."""
+        start = prepared.padding
+        queries = self._queries(prepared.padded[start : start + count])
+        seen = _attention(prepared.landmark_queries, prepared.keys, prepared.values)
+        mixed = _attention(queries, prepared.landmark_keys, prepared.inverse @ seen)
+        mixed = mixed + self._convolve(prepared.values, start, count)
+        return self.dropout(self.to_out(mixed.transpose(0, 1).flatten(1)))
+
+    @torch.no_grad()
+    def class_row(self, prepared: Landmarked, row: ClassRow) -> Float[Tensor, "heads tokens"]:
+        """Attention that the first token pays to every other real token; not normalised, may be negative.
+
+        A read-out without gradient. The row of the (m, n) attention is summed over landmarks in pieces.
+
+        Args:
+            prepared: the sequence.
+            row: the class token's row, or that of padded position 0 (a zero token unless the length is a
+                multiple of the landmarks), which is what MHIM's first public program returned by mistake.
+        """
+        position = prepared.padding if row == "class-token" else 0
+        query = self._queries(prepared.padded[position : position + 1])
+        weights = (query @ prepared.landmark_keys.mT).softmax(dim=-1) @ prepared.inverse
+        attention = prepared.keys.new_zeros(self.heads, 1, prepared.keys.shape[1])
+        size = max(1, _ROW_BUDGET // prepared.keys[..., 0].numel())
+        for start in range(0, self.landmarks, size):
+            part = slice(start, start + size)
+            seen = (prepared.landmark_queries[:, part] @ prepared.keys.mT).softmax(dim=-1)
+            attention += weights[..., part] @ seen
+        return attention[:, 0, prepared.padding + 1 :]
+
+    def _queries(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
+        return self._split(tokens @ self.to_qkv.weight.chunk(3)[0].T) * self.scale
+
+    def _split(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def _convolve(
+        self, values: Float[Tensor, "heads padded head_dim"], start: int, count: int
+    ) -> Float[Tensor, "heads count head_dim"]:
+        """Value convolution at positions start .. start + count of the padded sequence, zeros beyond its ends."""
+        reach = self.value_convolution.kernel_size[0] // 2
+        first, last = start - reach, start + count + reach
+        window = values[:, max(0, first) : last]
+        length = values.shape[1]
+        window = F.pad(window, (0, 0, max(0, -first), max(0, last - length)))
+        return self.value_convolution(window[None])[0]
+
+
+def _attention(
+    queries: Float[Tensor, "heads count head_dim"],
+    keys: Float[Tensor, "heads other head_dim"],
+    values: Float[Tensor, "heads other head_dim"],
+) -> Float[Tensor, "heads count head_dim"]:
+    """softmax(q k^T) v with queries that are already scaled."""
+    return F.scaled_dot_product_attention(queries[None], keys[None], values[None], scale=1.0)[0]

@@ -1,0 +1,207 @@
+"""TransMIL: Nyström self-attention with a convolutional position encoding (Shao et al., NeurIPS 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mhim.config import ComponentConfig
+from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
+from mhim.models.layers import Activation, projection
+from mhim.models.nystrom import ClassRow, Landmarked, NystromAttention
+
+_SMALLEST_SIDE = 7
+
+
+class AttentionLayer(nn.Module):
+    """Pre-norm Nyström attention with residual; there is no feed-forward block."""
+
+    def __init__(self, dim: int, attention: NystromAttention) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = attention
+
+    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Landmarked:
+        """The normalised sequence, ready to attend."""
+        return self.attention.prepare(self.norm(tokens))
+
+    def forward(
+        self, tokens: Float[Tensor, "tokens dim"], prepared: Landmarked, count: int
+    ) -> Float[Tensor, "count dim"]:
+        """The first ``count`` tokens after the layer."""
+        return tokens[:count] + self.attention.attend(prepared, count)
+
+
+class PositionEncoding(nn.Module):
+    """PPEG: the instances laid out as a square, x + conv7(x) + conv5(x) + conv3(x), all depth-wise.
+
+    Args:
+        dim: token width.
+        fills_to_seven: zero-pad squares below 7 x 7, re-flowed into rows of 7 (MHIM's encoder).
+    """
+
+    def __init__(self, dim: int, fills_to_seven: bool) -> None:
+        super().__init__()
+        self.fills_to_seven = fills_to_seven
+        self.conv7, self.conv5, self.conv3 = (
+            nn.Conv2d(dim, dim, size, padding=size // 2, groups=dim) for size in (7, 5, 3)
+        )
+
+    def forward(self, tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "instances dim"]:
+        """The instances with their surroundings, in their order; the first ones fill the last row up."""
+        square = wrap_to_square(tokens)
+        side = math.isqrt(len(square))
+        if self.fills_to_seven and side < _SMALLEST_SIDE:
+            side = _SMALLEST_SIDE
+            square = F.pad(square, (0, 0, 0, side * side - len(square)))
+        image = square.view(1, side, side, -1).permute(0, 3, 1, 2)
+        kernel, bias = self._merged()
+        image = image + F.conv2d(image, kernel, bias, padding=3, groups=image.shape[1])
+        return image.permute(0, 2, 3, 1).flatten(0, 2)[: len(tokens)]
+
+    def _merged(self) -> tuple[Float[Tensor, "dim 1 7 7"], Float[Tensor, " dim"]]:
+        """The three convolutions as one."""
+        kernel = self.conv7.weight + F.pad(self.conv5.weight, [1] * 4) + F.pad(self.conv3.weight, [2] * 4)
+        biases = [convolution.bias for convolution in (self.conv7, self.conv5, self.conv3)]
+        return kernel, torch.stack([bias for bias in biases if bias is not None]).sum(dim=0)
+
+
+def wrap_to_square(tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "cells dim"]:
+    """The tokens followed by the first ones again, up to the next square number."""
+    side = math.isqrt(len(tokens) - 1) + 1
+    return torch.cat([tokens, tokens[: side * side - len(tokens)]])
+
+
+@models.register("transmil")
+class TransMIL(MILModel):
+    """A class token and the instances through two Nyström layers with PPEG between them; the token is classified.
+
+    Only what the class token reads of the second layer is computed. Two published paddings (``padding``):
+    ``encoder``, inside MHIM, repeats instances to a square for PPEG alone; ``class``, TransMIL's own program and
+    MHIM's baseline class, repeats them before the class token is added, so the copies take part in both
+    attention layers. The logits differ unless N is a square number.
+
+    ``attention`` (heads, N) is what the class token pays to the instances in the first (published) or last
+    layer, a read-out without gradient: products of approximated softmaxes, not normalised, possibly negative.
+    ``class_row: first-padded`` returns the row of padded position 0 instead, as MHIM's first public program
+    did until December 2023. The logits are no sum over instances. ``instance_scores`` (N, C) are MHIM v2's:
+    first-layer attention x value per head, output projection, classifier.
+
+    ``extras`` in evaluation mode: ``attention_layer1`` and ``attention_layer2`` (heads, N).
+    """
+
+    class Config(ComponentConfig):
+        """Options of TransMIL."""
+
+        dim: int = Field(512, ge=1, description="width of the tokens, a multiple of heads")
+        activation: Activation = Field("relu", description="activation of the projection")
+        dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
+        heads: int = Field(8, ge=1, description="attention heads (MHIM's TCGA log: 2)")
+        landmarks: int | None = Field(None, ge=1, description="Nyström landmarks; half the width if not given")
+        iterations: int = Field(6, ge=1, description="iterations of the pseudo-inverse")
+        kernel: int = Field(33, ge=1, description="odd length of the value convolution")
+        attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after each attention layer")
+        padding: Literal["encoder", "class"] = Field("encoder", description="where instances are repeated to a square")
+        attention_layer: Literal["first", "last"] = Field("first", description="layer whose attention is handed out")
+        class_row: ClassRow = Field("class-token", description="row of that attention; first-padded is a known fault")
+
+        @model_validator(mode="after")
+        def _fits(self) -> Self:
+            if self.dim % self.heads:
+                raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+            if self.kernel % 2 == 0:
+                raise ValueError(f"kernel {self.kernel} is even")
+            if self.landmarks is None and self.dim < 2:
+                raise ValueError("dim 1 has no half for the landmarks; give landmarks")
+            return self
+
+    config: Config
+    paper = "Shao et al., TransMIL: Transformer based Correlated Multiple Instance Learning, NeurIPS 2021"
+    licence = "reference program: GPL-3.0, non-commercial; written from the paper, no line of it used"
+    attention_is_normalised = False
+    is_permutation_equivariant = False
+
+    def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
+        super().__init__(config, in_dim, n_classes)
+        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.class_token = nn.Parameter(torch.empty(1, config.dim))
+        self.layer1 = self._layer()
+        self.position = PositionEncoding(config.dim, fills_to_seven=config.padding == "encoder")
+        self.layer2 = self._layer()
+        self.norm = nn.LayerNorm(config.dim)
+        self.classifier = nn.Linear(config.dim, n_classes)
+        self._initialise()
+
+    def _layer(self) -> AttentionLayer:
+        options = self.config
+        landmarks = options.landmarks or options.dim // 2
+        return AttentionLayer(
+            options.dim,
+            NystromAttention(
+                options.dim, options.heads, landmarks, options.iterations, options.kernel, options.attention_dropout
+            ),
+        )
+
+    def _initialise(self) -> None:
+        """As published; the baseline class starts from a tiny class token and Xavier convolutions."""
+        initialise(self)
+        is_baseline = self.config.padding == "class"
+        nn.init.normal_(self.class_token, std=1e-6 if is_baseline else 1.0)
+        for layer in self.modules():
+            if is_baseline and isinstance(layer, nn.Conv2d):
+                nn.init.xavier_normal_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
+        """z_i = drop(act(W x_i + b))."""
+        return self.projection(features)
+
+    def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
+        """Logits of the class token; the bag embedding (D,) is the class token after the last norm."""
+        count = len(tokens)
+        instances = wrap_to_square(tokens) if self.config.padding == "class" else tokens
+        sequence = torch.cat([self.class_token, instances])
+        first = self.layer1.prepare(sequence)
+        sequence = self.layer1(sequence, first, len(sequence))
+        sequence = torch.cat([sequence[:1], self.position(sequence[1:])])
+        last = self.layer2.prepare(sequence)
+        embedding = self.norm(self.layer2(sequence, last, 1))[0]
+        logits = self.classifier(embedding)
+        rows = self._rows(first, last, count)
+        return MILOutput(
+            logits=logits,
+            probabilities=softmax_probabilities(logits),
+            attention=rows[f"attention_layer{1 if self.config.attention_layer == 'first' else 2}"],
+            instance_scores=self._instance_scores(first, rows["attention_layer1"]),
+            bag_embedding=embedding,
+            extras={} if self.training else rows,
+        )
+
+    def _rows(self, first: Landmarked, last: Landmarked, count: int) -> dict[str, Tensor]:
+        """The class token's attention to the instances in both layers; in training only where it is needed."""
+        rows = {"attention_layer1": self.layer1.attention.class_row(first, self.config.class_row)[:, :count]}
+        if not self.training or self.config.attention_layer == "last":
+            rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
+        return rows
+
+    @torch.no_grad()
+    def _instance_scores(
+        self, prepared: Landmarked, row: Float[Tensor, "heads instances"]
+    ) -> Float[Tensor, "instances classes"]:
+        """MHIM v2's class-aware score before its softmax: classify each instance's share of the attention output.
+
+        Output projection and classifier are both linear and are joined first; the classifier's bias, the same
+        for every instance, is left out (spec section 6.2; it adds one number to all classes as published).
+        """
+        start = prepared.padding + 1
+        values = prepared.values[:, start : start + row.shape[1]]
+        share = (row[..., None] * values).transpose(0, 1).flatten(1)
+        output = self.layer1.attention.to_out
+        return share @ (self.classifier.weight @ output.weight).T + self.classifier.weight @ output.bias
