@@ -35,7 +35,7 @@ class ABMIL(MILModel):
 
     config: Config
     paper = "Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018"
-    licence = "reference program: MIT; written from the paper"
+    licence = "written from the paper; MHIM's own program carries no licence and no line of it is used"
     variants = MappingProxyType({"gated": {"gated": True}})
 
     def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
