@@ -140,6 +140,8 @@ def train_epoch(
         bag = train[index]
         step = Step(epoch * len(train) + position, epochs * len(train), generator)
         features = method.model.check(bag.features)
+        if method.model.shuffles_in_training:
+            features = features[torch.randperm(len(features), generator=generator).to(device)]
         result = method.step(features, bag.label.to(device), step)
         optimiser.zero_grad(set_to_none=True)
         result.loss.backward()
