@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,32 @@ def wrap_to_square(tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "cel
     return torch.cat([tokens, tokens[: side * side - len(tokens)]])
 
 
+class TransMILConfig(ComponentConfig):
+    """Options of TransMIL."""
+
+    dim: int = Field(512, ge=1, description="width of the tokens, a multiple of heads")
+    activation: Activation = Field("relu", description="activation of the projection")
+    dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
+    heads: int = Field(8, ge=1, description="attention heads (MHIM's TCGA log: 2)")
+    landmarks: int | None = Field(None, ge=1, description="Nyström landmarks; half the width if not given")
+    iterations: int = Field(6, ge=1, description="iterations of the pseudo-inverse")
+    kernel: int = Field(33, ge=1, description="odd length of the value convolution")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after each attention layer")
+    padding: Literal["encoder", "class"] = Field("encoder", description="where instances are repeated to a square")
+    attention_layer: Literal["first", "last"] = Field("first", description="layer whose attention is handed out")
+    class_row: ClassRow = Field("class-token", description="row of that attention; first-padded is a known fault")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TransMILConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is even")
+        if self.landmarks is None and self.dim < 2:
+            raise ValueError("dim 1 has no half for the landmarks; give landmarks")
+        return self
+
+
 @models.register("transmil")
 class TransMIL(MILModel):
     """A class token and the instances through two Nyström layers with PPEG between them; the token is classified.
@@ -96,38 +122,14 @@ class TransMIL(MILModel):
     ``extras`` in evaluation mode: ``attention_layer1`` and ``attention_layer2`` (heads, N).
     """
 
-    class Config(ComponentConfig):
-        """Options of TransMIL."""
-
-        dim: int = Field(512, ge=1, description="width of the tokens, a multiple of heads")
-        activation: Activation = Field("relu", description="activation of the projection")
-        dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
-        heads: int = Field(8, ge=1, description="attention heads (MHIM's TCGA log: 2)")
-        landmarks: int | None = Field(None, ge=1, description="Nyström landmarks; half the width if not given")
-        iterations: int = Field(6, ge=1, description="iterations of the pseudo-inverse")
-        kernel: int = Field(33, ge=1, description="odd length of the value convolution")
-        attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after each attention layer")
-        padding: Literal["encoder", "class"] = Field("encoder", description="where instances are repeated to a square")
-        attention_layer: Literal["first", "last"] = Field("first", description="layer whose attention is handed out")
-        class_row: ClassRow = Field("class-token", description="row of that attention; first-padded is a known fault")
-
-        @model_validator(mode="after")
-        def _fits(self) -> Self:
-            if self.dim % self.heads:
-                raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-            if self.kernel % 2 == 0:
-                raise ValueError(f"kernel {self.kernel} is even")
-            if self.landmarks is None and self.dim < 2:
-                raise ValueError("dim 1 has no half for the landmarks; give landmarks")
-            return self
-
-    config: Config
+    Config = TransMILConfig
+    config: TransMILConfig
     paper = "Shao et al., TransMIL: Transformer based Correlated Multiple Instance Learning, NeurIPS 2021"
     licence = "reference program: GPL-3.0, non-commercial; written from the paper, no line of it used"
     attention_is_normalised = False
     is_permutation_equivariant = False
 
-    def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
+    def __init__(self, config: TransMILConfig, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
         self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
         self.class_token = nn.Parameter(torch.empty(1, config.dim))
