@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +166,17 @@ def check_trace(method: MHIM, steps: list[Any], arrays: dict[str, Any], name: st
         kept = method.strategy.select(method.teacher(features).salience, now.progress, now.generator).keep_index
         assert kept.tolist() == arrays[f"{name}/step{index}/kept_sorted"].tolist()
         result = method.step(features, torch.tensor(expected["label"]), now)
-        assert float(result.loss) == pytest.approx(expected["total"], rel=1e-5)
-        assert float(result.terms["consistency"]) == pytest.approx(0.1 * expected["con_loss"], rel=1e-5)
+        assert float(result.loss.detach()) == pytest.approx(expected["total"], rel=1e-5)
+        assert float(result.terms["consistency"].detach()) == pytest.approx(0.1 * expected["con_loss"], rel=1e-5)
         optimiser.zero_grad()
         result.loss.backward()
         gradients = [p.grad for p in method.model.parameters() if p.grad is not None]
-        assert norms(gradients) == pytest.approx(sorted(expected["grad_norms"].values()), rel=1e-4)
+        published = [norm for norm in expected["grad_norms"].values() if norm is not None]
+        assert norms(gradients) == pytest.approx(sorted(published), rel=1e-5)
         optimiser.step()
         method.after_step(now)
         assert norms(method.model.parameters()) == pytest.approx(
-            sorted(v for k, v in expected["student_param_norms"].items() if math.isfinite(v)), rel=1e-5
+            sorted(expected["student_param_norms"].values()), rel=1e-5
         )
         assert norms(method.teacher.parameters()) == pytest.approx(
             sorted(expected["teacher_param_norms"].values()), rel=1e-5
