@@ -155,7 +155,7 @@ def without_dropout(model: MILModel) -> MILModel:
 
 
 def norms(named: Any) -> list[float]:
-    return sorted(float(value.double().norm()) for value in named)
+    return sorted(float(value.detach().double().norm()) for value in named)
 
 
 def check_trace(method: MHIM, steps: list[Any], arrays: dict[str, Any], name: str, bags: dict[str, Any]) -> None:
