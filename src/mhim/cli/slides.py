@@ -1,9 +1,166 @@
-"""Verbs: slides."""
+"""Verbs that read slides: tile, encode."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from mhim.cli.shared import (
+    ConfigOption,
+    DryRun,
+    OutputDir,
+    Overwrite,
+    Plugin,
+    SetOption,
+    Workers,
+    examples,
+    finish,
+    load_plugins,
+)
+
+if TYPE_CHECKING:
+    from mhim.encode import EncodeConfig
+    from mhim.resume import Standing
+    from mhim.tiling import TileJob
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
+    app.command(
+        epilog=examples(
+            "mhim tile cohort.csv -o tiles",
+            "mhim tile slides/ -o tiles --target-mpp 1.0 --tile-px 224 --workers 4",
+            "mhim tile scan.svs -o tiles --mpp 0.25   (for a slide without mpp in its metadata)",
+            "mhim tile cohort.csv -o tiles --set tissue.threshold=8 --dry-run",
+        )
+    )(tile)
+    app.command(
+        epilog=examples(
+            "mhim encode tiles -o features",
+            "mhim encode tiles -o features --encoder efficientnet-lite0 --precision bfloat16",
+            "mhim encode tiles -o features --encoder colour --workers 4",
+            "mhim encode tiles -o features --plugin mine.py --encoder mine --device cuda --batch-size 256",
+        )
+    )(encode)
+
+
+def tile(
+    source: Annotated[Path, typer.Argument(help="Cohort table (CSV), folder of slides, or one slide.")],
+    out: OutputDir,
+    target_mpp: Annotated[float | None, typer.Option(help="Scale of the tiles, um per pixel. [default: 0.5]")] = None,
+    tile_px: Annotated[int | None, typer.Option(help="Side of a tile, pixels. [default: 256]")] = None,
+    stride_px: Annotated[int | None, typer.Option(help="Step between tiles, pixels. [default: the side]")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue in a tile. [default: 0.25]")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Scale of slides whose metadata and table row say none.")] = None,
+    workers: Workers = 2,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find tissue and plan tiles: one grid file and one preview picture per slide.
+
+    Writes OUT/SLIDE.h5 and OUT/previews/SLIDE.jpg. Slides that are already complete are skipped.
+    """
+    from mhim.cohort import read_slides
+    from mhim.config import merge, parse_overrides, read_yaml, validate
+    from mhim.tiles import TileConfig
+    from mhim.tiling import tile_jobs, tile_slides
+
+    flags = _given(mpp=target_mpp, size_px=tile_px, stride_px=stride_px, min_tissue=min_tissue)
+    values = merge(read_yaml(config) if config else {}, {"tiles": flags}, parse_overrides(settings or ()))
+    chosen = validate(TileConfig, values, str(config or "mhim tile"))
+    rows = read_slides(source)
+    if dry_run:
+        jobs = tile_jobs(rows, out, chosen, mpp, overwrite)
+        plans = ((job.row.slide_id, partial(_tile_plan, job)) for job in jobs)
+        _print_plan(f"tile {len(jobs)} slides into {out}", plans, overwrite)
+        return
+    finish(tile_slides(rows, out, chosen, mpp0=mpp, workers=workers, overwrite=overwrite))
+
+
+def encode(
+    tiles: Annotated[Path, typer.Argument(help="Folder of grid files that mhim tile wrote.")],
+    out: OutputDir,
+    encoder: Annotated[str | None, typer.Option(help="Encoder name. [default: efficientnet-lite0-mid]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles encoded at once. [default: 64]")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps. [default: auto]")] = None,
+    workers: Workers = 2,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn tiles into features: one bag file per slide.
+
+    Writes OUT/SLIDE.h5 with features (N, D) and coords (N, 2). Slides that are already complete are skipped.
+    """
+    from mhim.config import merge, parse_overrides, read_yaml, validate
+    from mhim.encode import EncodeConfig, encode_grids
+
+    load_plugins(plugin)
+    flags = _given(encoder=_given(name=encoder, precision=precision), batch_size=batch_size, device=device)
+    layers = [{"encoder": "efficientnet-lite0-mid"}, read_yaml(config) if config else {}, flags]
+    values = merge(*map(_named_encoder, [*layers, parse_overrides(settings or ())]))
+    chosen = validate(EncodeConfig, values, str(config or "mhim encode"))
+    if dry_run:
+        _print_encode_plan(tiles, out, chosen, overwrite)
+        return
+    finish(encode_grids(tiles, out, chosen, workers, overwrite))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _named_encoder(values: dict[str, Any]) -> dict[str, Any]:
+    """``encoder: name`` written out as ``encoder: {name: name}``, so that options of layers merge."""
+    encoder = values.get("encoder")
+    return {**values, "encoder": {"name": encoder}} if isinstance(encoder, str) else values
+
+
+def _tile_plan(job: TileJob) -> tuple[Standing, str]:
+    from mhim.config import fingerprint
+    from mhim.resume import standing
+
+    return standing(job.path, fingerprint(job.config), job.input_fingerprint())
+
+
+def _print_encode_plan(tiles: Path, out: Path, config: EncodeConfig, overwrite: bool) -> None:
+    from mhim.encode import EncodeJob, build_encoder, encode_jobs
+    from mhim.resume import standing
+
+    jobs, encoder = encode_jobs(tiles, out, overwrite), build_encoder(config)
+    title = f"encode {len(jobs)} slides into {out}: {encoder.name}, {encoder.dim} features, {encoder.device}"
+
+    def plan(job: EncodeJob) -> tuple[Standing, str]:
+        return standing(job.path, config.fingerprint(encoder), job.input_fingerprint())
+
+    _print_plan(title, ((job.slide_id, partial(plan, job)) for job in jobs), overwrite)
+
+
+def _print_plan(title: str, rows: Iterable[tuple[str, Callable[[], tuple[Standing, str]]]], overwrite: bool) -> None:
+    """Print what would become of each slide."""
+    from rich.table import Table
+
+    from mhim.batch import console
+    from mhim.errors import MhimError
+
+    table = Table(title=f"would {title}", title_justify="left")
+    table.add_column("slide", overflow="fold")
+    table.add_column("what", overflow="fold")
+    for name, plan in rows:
+        try:
+            found, difference = plan()
+            replaced = f"{difference}: {'would be replaced' if overwrite else 'would fail, see --overwrite'}"
+            table.add_row(name, replaced if difference else found.value)
+        except MhimError as error:
+            table.add_row(name, f"would fail: {error}")
+    console.print(table)

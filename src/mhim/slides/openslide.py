@@ -1,0 +1,145 @@
+"""Slides that OpenSlide reads: SVS, NDPI, MRXS, SCN, BIF, DICOM, tiled TIFF and more."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from mhim.cohort import slide_name
+from mhim.errors import SlideError
+from mhim.slides.resample import best_level, on_white, resample, thumbnail_plan
+
+MPP_TOLERANCE = 0.01
+MAX_READ_PX = 1 << 25
+
+
+class OpenSlideSlide:
+    """A slide file read by OpenSlide; the scale in its metadata wins over a given one.
+
+    The file is opened again once when a read fails, since an OpenSlide object stays broken after an
+    error. Pickling keeps the path and opens the file again on the other side.
+
+    Args:
+        path: slide file, or a folder that holds the DICOM files of one slide.
+        slide_id: its name; by default the file name without suffix.
+        mpp0: micrometres per level-0 pixel, used only when the file does not say.
+        mpp0_source: what to record as the source of ``mpp0``.
+
+    Raises:
+        SlideError: missing or unreadable file, no mpp anywhere, or pixels that are not square.
+    """
+
+    reader = "openslide"
+
+    def __init__(
+        self, path: Path, slide_id: str | None = None, mpp0: float | None = None, mpp0_source: str = "option"
+    ) -> None:
+        self.path = path
+        self.slide_id = slide_id or slide_name(path)
+        self.reader_version = openslide.__library_version__
+        self._given = (path, slide_id, mpp0, mpp0_source)
+        self._file = _open(path)
+        found = _metadata_mpp(path, self._file)
+        mpp = found or mpp0
+        if mpp is None:
+            self.close()
+            raise SlideError(f"{path}: no mpp in its metadata; give --mpp or fill the column 'mpp' of the cohort")
+        if not mpp > 0:
+            self.close()
+            raise SlideError(f"{path}: the given mpp is {mpp:g}, expected a positive number")
+        self.mpp0 = float(mpp)
+        self.mpp0_source = "metadata" if found else mpp0_source
+        self.size_px0: tuple[int, int] = self._file.dimensions
+        self.downsamples: tuple[float, ...] = self._file.level_downsamples
+
+    def read(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
+
+        Very large regions are read in parts, so that memory stays bounded on slides without a pyramid.
+
+        Raises:
+            SlideError: the region cannot be decoded, also after opening the file again.
+        """
+        level = best_level([self.mpp0 * value for value in self.downsamples], mpp)
+        scale = mpp / (self.mpp0 * self.downsamples[level])
+        region_px = (math.ceil(size_px[0] * scale - 1e-6), math.ceil(size_px[1] * scale - 1e-6))
+        if region_px[0] * region_px[1] > MAX_READ_PX and max(size_px) > 1:
+            return self._read_halves(xy_px0, size_px, mpp)
+        return resample(on_white(self._read_level(xy_px0, level, region_px)), size_px, scale)
+
+    def thumbnail(self, max_side_px: int) -> NDArray[np.uint8]:
+        """The whole slide (h, w, 3) uint8, its longer side at most ``max_side_px``."""
+        size_px, mpp = thumbnail_plan(self.size_px0, self.mpp0, max_side_px)
+        return self.read((0, 0), size_px, mpp)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _read_halves(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        axis = 0 if size_px[0] >= size_px[1] else 1
+        first, second, corner = list(size_px), list(size_px), list(xy_px0)
+        first[axis] = size_px[axis] // 2
+        second[axis] -= first[axis]
+        corner[axis] += round(first[axis] * mpp / self.mpp0)
+        parts = [
+            self.read(xy_px0, (first[0], first[1]), mpp),
+            self.read((corner[0], corner[1]), (second[0], second[1]), mpp),
+        ]
+        return np.concatenate(parts, axis=1 - axis)
+
+    def _read_level(self, xy_px0: tuple[int, int], level: int, region_px: tuple[int, int]) -> Image.Image:
+        try:
+            return self._file.read_region(xy_px0, level, region_px)
+        except openslide.OpenSlideError:
+            self.close()
+        try:
+            self._file = _open(self.path)
+            return self._file.read_region(xy_px0, level, region_px)
+        except openslide.OpenSlideError as error:
+            place = f"x {xy_px0[0]}, y {xy_px0[1]} (level 0), {region_px[0]} x {region_px[1]} px of level {level}"
+            raise SlideError(f"{self.path}: cannot read the region at {place}: {error}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    if not path.exists():
+        raise SlideError(f"{path}: no such slide file")
+    members = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
+    if not members:
+        raise SlideError(f"{path}: a folder without .dcm files; give a slide file or a DICOM folder")
+    try:
+        return openslide.OpenSlide(members[0])
+    except openslide.OpenSlideUnsupportedFormatError:
+        raise SlideError(f"{path}: not a slide format that OpenSlide reads, or a truncated file") from None
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: cannot be opened: {error}") from None
+
+
+def _metadata_mpp(path: Path, file: openslide.OpenSlide) -> float | None:
+    texts = [file.properties.get(openslide.PROPERTY_NAME_MPP_X), file.properties.get(openslide.PROPERTY_NAME_MPP_Y)]
+    values = [float(text) for text in texts if text is not None]
+    if len(values) < 2 or not min(values) > 0:
+        return None
+    if max(values) > min(values) * (1 + MPP_TOLERANCE):
+        raise SlideError(
+            f"{path}: its pixels are not square (mpp x {values[0]:g}, y {values[1]:g}); resample the slide"
+        )
+    return sum(values) / 2
