@@ -88,24 +88,27 @@ _PLAIN = f"{_ENCODER}attention.attention.0"
 _GATED = f"{_ENCODER}attention.attention_a.0"
 
 
+def _is_gated(tensors: Tensors) -> bool:
+    return any(name.startswith(f"{_ENCODER}attention.attention_") for name in tensors)
+
+
 def _abmil_names(tensors: Tensors) -> dict[str, str]:
     plain = {"attention.0": "value", "attention.2": "score"}
     gated = {"attention_a.0": "value", "attention_b.0": "gate", "attention_c": "score"}
-    parts = gated if f"{_GATED}.weight" in tensors else plain
+    parts = gated if _is_gated(tensors) else plain
     stems = {f"{_ENCODER}attention.{theirs}": f"attention.{ours}" for theirs, ours in parts.items()}
     is_biased = any(f"{stem}.bias" in tensors for stem in stems)
     return _layers(_MHIM_ENDS) | _layers(stems, bias=is_biased)
 
 
 def _abmil_config(tensors: Tensors) -> dict[str, Any]:
-    is_gated = f"{_GATED}.weight" in tensors
-    value = _GATED if is_gated else _PLAIN
+    value = _GATED if _is_gated(tensors) else _PLAIN
     return {
         "name": "abmil",
         "dim": dimension(tensors, f"{value}.weight", 1),
         "attention_dim": dimension(tensors, f"{value}.weight", 0),
         "attention_bias": f"{value}.bias" in tensors,
-        "gated": is_gated,
+        "gated": _is_gated(tensors),
     }
 
 
