@@ -20,7 +20,7 @@ from mhim.cohort import read_slides
 from mhim.errors import ArtefactError, FeatureError, SlideError
 from mhim.tile_io import load_grid, magnification, save_grid
 from mhim.tiles import TileConfig, TileGrid, TileSpec, plan_tiles, tile_boxes
-from mhim.tiling import annotation_fractions, tile_slides
+from mhim.tiling import annotation_fractions, slide_rows, tile_slides
 from mhim.tissue import TissueConfig, TissueMask
 from slide_files import stained, write_tiff
 
@@ -220,6 +220,8 @@ def test_rerun_skips_and_a_change_is_refused(slides, tmp_path):
     before = (out / "a.h5").stat().st_mtime_ns
     again = tile_slides(read_slides(source), out, SMALL)
     assert (again.done, again.skipped) == ([], ["a"])
+    fallback = tile_slides(read_slides(source), out, SMALL, mpp0=0.3)
+    assert fallback.skipped == ["a"], "a fallback mpp that is not used changes nothing"
     other = run("tile", source, "-o", out, "-j", 0, *FLAGS, "--min-tissue", 0.9)
     assert other.exit_code == 1
     text = " ".join(other.stderr.split())
@@ -283,6 +285,7 @@ def test_dry_run_writes_nothing(slides, tmp_path):
     assert result.exit_code == 0
     assert "would tile 5 slides" in " ".join(result.stderr.split())
     assert "to do" in result.stderr
+    assert "would fail" in result.stderr
     assert not out.exists()
 
 
@@ -357,3 +360,17 @@ def test_real_slides(shared, tmp_path, name, mpp, target, tile_px, low, high):
     result = tile_slides(rows, tmp_path, config, mpp0=mpp)
     assert result.failed == {}
     assert low <= len(load_grid(tmp_path / f"{result.done[0]}.h5")) <= high
+
+
+def test_a_dicom_folder_is_one_slide(shared, tmp_path):
+    """Given itself or inside a folder, the files of one series are one slide with the folder's name."""
+    samples = shared / "data" / "wsi_samples"
+    name = "CMU-1-Small-Region-dicom"
+    assert [row.slide_id for row in slide_rows(samples / name)] == [name]
+    assert name in [row.slide_id for row in slide_rows(samples)]
+    (tmp_path / "two").mkdir()
+    for other in ("bone_jpeg.dcm", "camelyon16_overview_multiframe.dcm"):
+        (tmp_path / "two" / other).symlink_to(samples / other)
+    assert len(slide_rows(tmp_path / "two")) == 2
+    config = TileConfig(tiles=TileSpec(mpp=1.0, size_px=128))
+    assert tile_slides(slide_rows(samples / name), tmp_path / "tiles", config).done == [name]

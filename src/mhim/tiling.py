@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import mhim
 import mhim.artefacts as artefacts
 from mhim.batch import BatchResult, Outcome, run_batch
-from mhim.cohort import SlideRow
+from mhim.cohort import SlideRow, read_slides
 from mhim.config import fingerprint
 from mhim.errors import SlideError
 from mhim.pool import WorkerPool
@@ -66,16 +66,41 @@ class TileJob:
             raise SlideError(f"{self.row.slide_id}: no path; fill the column 'path' of the cohort")
         return self.row.path
 
-    def input_fingerprint(self) -> str:
-        """Identity of what is read: slide, annotation and the scale given for it.
+    def open(self) -> Slide:
+        """The slide, with the scale of its row, else of the job, where its metadata says none.
+
+        Raises:
+            SlideError: unreadable, or no mpp anywhere.
+        """
+        given = (self.row.mpp, "cohort") if self.row.mpp is not None else (self.mpp0, "option")
+        return open_slide(self.slide_path, self.row.slide_id, *given)
+
+    def input_fingerprint(self, slide: Slide) -> str:
+        """Identity of what is read: slide, annotation, and the scale where it was given.
 
         Raises:
             SlideError: a file is missing.
         """
-        marks: dict[str, Any] = {"slide": _file_digest(self.slide_path), "mpp": self.row.mpp or self.mpp0}
+        given_mpp = None if slide.mpp0_source == "metadata" else slide.mpp0
+        marks: dict[str, Any] = {"slide": _file_digest(self.slide_path), "mpp": given_mpp}
         if self.has_annotations:
             marks["annotation"] = None if self.row.annotation is None else _file_digest(self.row.annotation)
         return fingerprint(marks)
+
+
+def slide_rows(source: Path) -> list[SlideRow]:
+    """Slides to be read, as ``mhim.cohort.read_slides``, but a folder with the DICOM files of one slide is one slide.
+
+    Raises:
+        CohortError: as ``read_slides``.
+    """
+    if source.is_dir() and any(source.glob("*.dcm")):
+        from mhim.slides.openslide import is_dicom_slide
+
+        if is_dicom_slide(source):
+            name = source.resolve().name
+            return [SlideRow(name, name, path=source)]
+    return read_slides(source)
 
 
 def tile_jobs(
@@ -135,16 +160,14 @@ def tile_slide(job: TileJob) -> Outcome:
         SlideError: unreadable, without mpp, dark, without tissue, or too coarse for the tiles wanted.
         ArtefactError: the output exists and was made by something else.
     """
-    config_mark, input_mark = fingerprint(job.config), job.input_fingerprint()
-    if is_complete(job.path, config_mark, input_mark, job.overwrite):
-        return Outcome.SKIPPED
-    row = job.row
-    given = (row.mpp, "cohort") if row.mpp is not None else (job.mpp0, "option")
-    with open_slide(job.slide_path, row.slide_id, *given) as slide:
-        grid = make_grid(slide, job.config, str(job.slide_path.resolve()), (config_mark, input_mark))
+    with job.open() as slide:
+        marks = (fingerprint(job.config), job.input_fingerprint(slide))
+        if is_complete(job.path, *marks, job.overwrite):
+            return Outcome.SKIPPED
+        grid = make_grid(slide, job.config, str(job.slide_path.resolve()), marks)
         if job.has_annotations:
-            grid = _annotated(grid, slide, row.annotation)
-    write_preview(job.out / "previews" / f"{row.slide_id}.jpg", grid)
+            grid = _annotated(grid, slide, job.row.annotation)
+    write_preview(job.out / "previews" / f"{grid.slide_id}.jpg", grid)
     save_grid(job.path, grid)
     return Outcome.DONE
 
@@ -255,7 +278,7 @@ def _annotated(grid: TileGrid, slide: Slide, annotation: Path | None) -> TileGri
 
 def _file_digest(path: Path) -> str:
     if path.is_dir():
-        return fingerprint({member.name: artefacts.quick_digest(member) for member in sorted(path.glob("*.dcm"))})
+        return fingerprint({member.name: artefacts.quick_digest(member) for member in sorted(path.iterdir())})
     if not path.is_file():
         raise SlideError(f"{path}: no such file")
     return artefacts.quick_digest(path)

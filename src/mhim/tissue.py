@@ -38,7 +38,7 @@ class TissueConfig(Settings):
     )
     smooth_um: float = Field(default=40.0, ge=0, description="side of the median filter")
     close_um: float = Field(default=64.0, ge=0, description="gaps up to this width are closed")
-    min_tissue_um2: float = Field(default=40_000.0, ge=0, description="smaller specks are dropped")
+    min_tissue_um2: float = Field(default=16_000.0, ge=0, description="smaller specks are dropped")
     min_hole_um2: float = Field(default=16_000.0, ge=0, description="smaller holes are filled")
 
 

@@ -1,13 +1,14 @@
 """Slide files: scale laws on a written pyramid, where mpp comes from, what an unreadable file says."""
 
 import pickle
+import sys
 
 import numpy as np
 import openslide
 import pytest
 
 import mhim.slides.openslide as reader
-from mhim.errors import SlideError
+from mhim.errors import ConfigError, SlideError
 from mhim.slides import open_slide
 from slide_files import checkerboard, stained, write_tiff
 
@@ -138,3 +139,10 @@ def test_dicom_folder_is_one_slide(shared):
         assert dicom.size_px0 == svs.size_px0
         difference = dicom.read((900, 900), (128, 128), 1.0).astype(int) - svs.read((900, 900), (128, 128), 1.0)
         assert np.abs(difference).mean() < 3
+
+
+def test_openslide_not_installed(board, monkeypatch):
+    """Without the extra the error is one line with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "mhim.slides.openslide", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mhim\[slides\]'"):
+        open_slide(board)

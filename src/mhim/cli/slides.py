@@ -51,10 +51,10 @@ def add_to(app: typer.Typer) -> None:
 def tile(
     source: Annotated[Path, typer.Argument(help="Cohort table (CSV), folder of slides, or one slide.")],
     out: OutputDir,
-    target_mpp: Annotated[float | None, typer.Option(help="Scale of the tiles, um per pixel. [default: 0.5]")] = None,
-    tile_px: Annotated[int | None, typer.Option(help="Side of a tile, pixels. [default: 256]")] = None,
-    stride_px: Annotated[int | None, typer.Option(help="Step between tiles, pixels. [default: the side]")] = None,
-    min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue in a tile. [default: 0.25]")] = None,
+    target_mpp: Annotated[float | None, typer.Option(help="Scale of the tiles, um per pixel. Default: 0.5.")] = None,
+    tile_px: Annotated[int | None, typer.Option(help="Side of a tile, pixels. Default: 256.")] = None,
+    stride_px: Annotated[int | None, typer.Option(help="Step between tiles, pixels. Default: the side.")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue in a tile. Default: 0.25.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Scale of slides whose metadata and table row say none.")] = None,
     workers: Workers = 2,
     config: ConfigOption = None,
@@ -66,15 +66,14 @@ def tile(
 
     Writes OUT/SLIDE.h5 and OUT/previews/SLIDE.jpg. Slides that are already complete are skipped.
     """
-    from mhim.cohort import read_slides
     from mhim.config import merge, parse_overrides, read_yaml, validate
     from mhim.tiles import TileConfig
-    from mhim.tiling import tile_jobs, tile_slides
+    from mhim.tiling import slide_rows, tile_jobs, tile_slides
 
     flags = _given(mpp=target_mpp, size_px=tile_px, stride_px=stride_px, min_tissue=min_tissue)
     values = merge(read_yaml(config) if config else {}, {"tiles": flags}, parse_overrides(settings or ()))
     chosen = validate(TileConfig, values, str(config or "mhim tile"))
-    rows = read_slides(source)
+    rows = slide_rows(source)
     if dry_run:
         jobs = tile_jobs(rows, out, chosen, mpp, overwrite)
         plans = ((job.row.slide_id, partial(_tile_plan, job)) for job in jobs)
@@ -86,10 +85,10 @@ def tile(
 def encode(
     tiles: Annotated[Path, typer.Argument(help="Folder of grid files that mhim tile wrote.")],
     out: OutputDir,
-    encoder: Annotated[str | None, typer.Option(help="Encoder name. [default: efficientnet-lite0-mid]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Tiles encoded at once. [default: 64]")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps. [default: auto]")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder name. Default: efficientnet-lite0-mid.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles encoded at once. Default: 64.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps. Default: auto.")] = None,
     workers: Workers = 2,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -129,8 +128,11 @@ def _named_encoder(values: dict[str, Any]) -> dict[str, Any]:
 def _tile_plan(job: TileJob) -> tuple[Standing, str]:
     from mhim.config import fingerprint
     from mhim.resume import standing
+    from mhim.tiles import refuse_upsampling
 
-    return standing(job.path, fingerprint(job.config), job.input_fingerprint())
+    with job.open() as slide:
+        refuse_upsampling(slide.mpp0, job.config.tiles, slide.slide_id)
+        return standing(job.path, fingerprint(job.config), job.input_fingerprint(slide))
 
 
 def _print_encode_plan(tiles: Path, out: Path, config: EncodeConfig, overwrite: bool) -> None:

@@ -9,6 +9,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mhim.errors import ConfigError
+
 __all__ = ["Slide", "open_slide"]
 
 
@@ -61,14 +63,17 @@ def open_slide(
     """The slide in a file.
 
     Args:
-        path: any format that OpenSlide reads.
+        path: any format that OpenSlide reads, or a folder that holds the DICOM files of one slide.
         slide_id: its name; by default the file name without suffix.
         mpp0: micrometres per level-0 pixel, used only when the file does not say.
         mpp0_source: what to record as the source of ``mpp0``.
 
     Raises:
         SlideError: missing or unreadable file, or no mpp anywhere.
+        ConfigError: OpenSlide is not installed.
     """
-    from mhim.slides.openslide import OpenSlideSlide
-
+    try:
+        from mhim.slides.openslide import OpenSlideSlide
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"slides cannot be read ({error}); pip install 'mhim[slides]'") from None
     return OpenSlideSlide(path, slide_id, mpp0, mpp0_source)

@@ -119,10 +119,32 @@ class OpenSlideSlide:
         self.close()
 
 
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".dcm")
+
+
+def is_dicom_slide(folder: Path) -> bool:
+    """Whether a folder holds nothing but the DICOM files of one slide (one series)."""
+    members = dicom_files(folder)
+    if not members or len(members) != len(list(folder.iterdir())):
+        return False
+    first = _series(members[0])
+    return first is not None and all(_series(member) == first for member in members[1:])
+
+
+def _series(path: Path) -> str | None:
+    try:
+        with openslide.OpenSlide(path) as file:
+            return file.properties.get("dicom.SeriesInstanceUID")
+    except openslide.OpenSlideError:
+        return None
+
+
 def _open(path: Path) -> openslide.OpenSlide:
     if not path.exists():
         raise SlideError(f"{path}: no such slide file")
-    members = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
+    members = dicom_files(path) if path.is_dir() else [path]
     if not members:
         raise SlideError(f"{path}: a folder without .dcm files; give a slide file or a DICOM folder")
     try:
