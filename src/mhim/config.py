@@ -17,7 +17,7 @@ from mhim.errors import ConfigError
 class Settings(BaseModel):
     """Base of every configuration: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ComponentConfig(Settings):
@@ -69,14 +69,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Mapping read from a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, is not YAML, gives a key twice, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -84,38 +86,72 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without code; a key given twice is an error, where PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Nested mapping of ``a.b=value`` texts; values are read as YAML (``0.5``, ``true``, ``[1, 2]``).
 
     Raises:
-        ConfigError: a text without ``=``.
+        ConfigError: a text without ``=``, an empty part of a key, a value that is not YAML, or a key
+            given both a plain value and parts below it.
     """
     nested: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        if not equals or not key:
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
             raise ConfigError(f"--set {text}: expected key=value, for example --set train.epochs=50")
-        node = nested
-        *parents, leaf = key.strip().split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {text}: '{parent}' was already given a plain value")
         try:
-            node[leaf] = yaml.safe_load(value)
+            parsed = yaml.load(value, _UniqueKeys)  # a SafeLoader
         except yaml.YAMLError:
             raise ConfigError(f"--set {text}: the value is not valid YAML") from None
+        node = nested
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {text}: '{part}' was already given a plain value")
+        if isinstance(node.get(parts[-1]), dict) and not isinstance(parsed, dict):
+            raise ConfigError(f"--set {text}: keys below '{key.strip()}' were already given; write all of them there")
+        node[parts[-1]] = parsed
     return nested
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """One nested mapping; later layers win, mappings are merged key by key."""
+    """One nested mapping; later layers win, mappings are merged key by key.
+
+    A component may be written as ``name`` or as a mapping with ``name``, and the two merge: options
+    given later keep the name given earlier, and another name starts afresh, without the options of
+    the component that it replaces.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = merge(merged[key], value) if both else value
+            merged[key] = _merge_values(merged[key], value) if key in merged else value
     return merged
+
+
+def _merge_values(old: Any, new: Any) -> Any:
+    if isinstance(old, str) and isinstance(new, Mapping):
+        old = {"name": old}
+    elif isinstance(old, Mapping) and isinstance(new, str) and "name" in old:
+        new = {"name": new}
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    if "name" in old and new.get("name", old["name"]) != old["name"]:
+        return new
+    return merge(old, new)
 
 
 def to_yaml(settings: BaseModel) -> str:
@@ -124,8 +160,18 @@ def to_yaml(settings: BaseModel) -> str:
 
 
 def fingerprint(value: object) -> str:
-    """16 hexadecimal digits that identify a JSON-like value or settings (SHA-256 of canonical JSON)."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    """16 hexadecimal digits that identify a JSON-like value or settings (SHA-256 of canonical JSON).
+
+    Raises:
+        TypeError: a value whose text does not identify it (a set, an array).
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_as_json)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_json(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no fingerprint")
