@@ -44,14 +44,16 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        ArtefactError: the file is missing or is not JSON.
+        ArtefactError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtefactError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def quick_digest(path: Path) -> str:
