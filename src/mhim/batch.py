@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +68,7 @@ def run_batch(items: Sequence[T], work: Callable[[T], Outcome], *, name: Callabl
     with progress_bar() as progress:
         task = progress.add_task(label, total=len(items))
         for item in items:
-            progress.update(task, description=f"{label} {name(item)}")
+            progress.update(task, description=f"{label} {escape(name(item))}")
             try:
                 outcome = work(item)
             except MhimError as error:
@@ -95,5 +96,5 @@ def print_failures(failures: Iterable[tuple[str, str]], noun: str) -> None:
     table.add_column(noun, overflow="fold")
     table.add_column("why, and what to do", overflow="fold")
     for name, reason in failures:
-        table.add_row(name, reason)
+        table.add_row(escape(name), escape(reason))
     console.print(table)
