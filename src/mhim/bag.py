@@ -85,10 +85,13 @@ def save_bag(path: Path, bag: Bag, precision: str = "float16") -> None:
         precision: dtype of the stored features.
 
     Raises:
-        FeatureError: the bag is empty, not two-dimensional, not finite, or overflows ``precision``.
+        FeatureError: the bag is empty, not two-dimensional, not finite, or overflows ``precision``; or its
+            coordinates or instance truth do not fit its features.
     """
     check_features(bag.features, path)
-    stored = bag.features.astype(precision)
+    _check_rows(bag, path)
+    with np.errstate(over="ignore"):
+        stored = bag.features.astype(precision)
     if not np.isfinite(stored).all():
         raise FeatureError(f"{path}: features overflow {precision}; store them with precision float32")
     with artefacts.atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -109,17 +112,31 @@ def check_features(features: NDArray[Any], source: object) -> None:
     """Refuse features that no model can use.
 
     Raises:
-        FeatureError: not (N, D), zero instances, or NaN or infinite values; names ``source``.
+        FeatureError: not (N, D), zero instances, zero width, or NaN or infinite values; names ``source``.
     """
     if features.ndim != 2:
         raise FeatureError(f"{source}: features have shape {features.shape}, expected (instances, width)")
     if len(features) == 0:
         raise FeatureError(f"{source}: zero instances; was tissue found on this slide?")
+    if features.shape[1] == 0:
+        raise FeatureError(f"{source}: the features have width zero")
     if features.dtype.kind != "f":
         raise FeatureError(f"{source}: features are {features.dtype}, expected floating point")
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise FeatureError(f"{source}: {int(bad.sum())} of {len(features)} instances hold NaN or infinite features")
+
+
+def _check_rows(bag: Bag, source: object) -> None:
+    """Refuse coordinates and instance truth that do not fit the features."""
+    for name, rows in (("coords", bag.xy_px0), ("annotation_fraction", bag.annotation_fraction)):
+        if rows is not None and len(rows) != len(bag):
+            raise FeatureError(f"{source}: {len(rows)} rows in '{name}' but {len(bag)} in 'features'")
+    if bag.xy_px0 is not None and bag.xy_px0.shape != (len(bag), 2):
+        raise FeatureError(f"{source}: 'coords' has shape {bag.xy_px0.shape}, expected ({len(bag)}, 2)")
+    truth = bag.annotation_fraction
+    if truth is not None and not (truth.ndim == 1 and bool(((truth >= 0) & (truth <= 1)).all())):
+        raise FeatureError(f"{source}: 'annotation_fraction' holds values outside 0 to 1")
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -136,20 +153,26 @@ def load_bag(path: Path) -> Bag:
     """The bag in a file, checked.
 
     Raises:
-        FeatureError: missing, not HDF5, incomplete, without ``features``, empty or not finite.
+        FeatureError: missing, not HDF5, incomplete, damaged, without ``features``, empty or not finite, or
+            with coordinates or instance truth that do not fit the features.
     """
     attributes = read_attributes(path)
-    with _open(path) as file:
-        if "features" not in file:
-            raise FeatureError(f"{path}: no dataset 'features' (found: {', '.join(file) or 'nothing'})")
-        features = _dataset(file, "features")[()]
-        xy_px0 = _dataset(file, "coords")[()].astype(np.int64) if "coords" in file else None
-        truth = _dataset(file, "annotation_fraction")[()] if "annotation_fraction" in file else None
+    try:
+        with _open(path) as file:
+            if "features" not in file:
+                raise FeatureError(f"{path}: no dataset 'features' (found: {', '.join(file) or 'nothing'})")
+            features = _dataset(file, "features")[()]
+            xy_px0 = _dataset(file, "coords")[()] if "coords" in file else None
+            truth = _dataset(file, "annotation_fraction")[()] if "annotation_fraction" in file else None
+    except OSError as error:
+        raise FeatureError(f"{path}: damaged, cannot be read to its end ({error}); make it again") from None
     check_features(features, path)
-    for name, rows in (("coords", xy_px0), ("annotation_fraction", truth)):
-        if rows is not None and len(rows) != len(features):
-            raise FeatureError(f"{path}: {len(rows)} rows in '{name}' but {len(features)} in 'features'")
-    return Bag(str(attributes.get("slide_id", path.stem)), features, xy_px0, attributes, truth)
+    if xy_px0 is not None and xy_px0.dtype.kind not in "iu":
+        raise FeatureError(f"{path}: 'coords' are {xy_px0.dtype}, expected whole level-0 pixels")
+    xy_px0 = None if xy_px0 is None else xy_px0.astype(np.int64)
+    bag = Bag(str(attributes.get("slide_id", path.stem)), features, xy_px0, attributes, truth)
+    _check_rows(bag, path)
+    return bag
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
