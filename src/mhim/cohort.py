@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from mhim.errors import CohortError
 
@@ -129,35 +129,71 @@ def slide_name(path: Path) -> str:
 
 
 def _slide_files(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            members = sorted(entry.glob("*.dcm"))
-            found += members[:1]
-        elif entry.suffix.lower() in SLIDE_SUFFIXES:
-            found.append(entry)
-    return found
+    """Slide files, and folders that hold the DICOM files of one slide; hidden files are not slides."""
+    return [
+        entry
+        for entry in sorted(folder.iterdir())
+        if not entry.name.startswith(".")
+        and (_holds_dicom(entry) if entry.is_dir() else entry.suffix.lower() in SLIDE_SUFFIXES)
+    ]
+
+
+def _holds_dicom(folder: Path) -> bool:
+    return any(member.suffix.lower() == ".dcm" for member in folder.iterdir())
+
+
+def read_table(path: Path, fix: str = "") -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names, and (line number, record) of each row of a CSV file; every cell is text, stripped.
+
+    Nothing is guessed: "001", "NA" and "None" stay as they are. Blank lines and columns without a name
+    are left out.
+
+    Args:
+        path: the file, UTF-8 with or without a byte order mark.
+        fix: what to do when it is missing.
+
+    Raises:
+        CohortError: missing or unreadable file, a column that appears twice, or a row with another number
+            of cells than the header.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, strict=True, skipinitialspace=True)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except FileNotFoundError:
+        raise CohortError(f"{path}: no such table{fix and '; '}{fix}") from None
+    except UnicodeDecodeError:
+        raise CohortError(f"{path}: not a readable CSV table (not UTF-8); save it as 'CSV UTF-8'") from None
+    except csv.Error as error:
+        raise CohortError(f"{path}: not a readable CSV table ({error})") from None
+    except OSError as error:
+        raise CohortError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    columns = lines[0][1] if lines else []
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise CohortError(f"{path}: column '{column}' appears twice; keep one")
+    for number, cells in lines[1:]:
+        if len(cells) != len(columns):
+            raise CohortError(f"{path} line {number}: {len(cells)} cells, but the header has {len(columns)} columns")
+    named = [(index, column) for index, column in enumerate(columns) if column]
+    return [column for _, column in named], [(n, {key: cells[i] for i, key in named}) for n, cells in lines[1:]]
 
 
 def _read_rows(path: Path, required: Sequence[str]) -> list[SlideRow]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError:
-        raise CohortError(f"{path}: no such cohort table") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise CohortError(f"{path}: not a readable CSV table ({error})") from None
-    missing = [column for column in required if column not in table.columns]
+    columns, records = read_table(path)
+    missing = [column for column in required if column not in columns]
     if missing:
-        raise CohortError(f"{path}: missing column {', '.join(missing)} (found: {', '.join(table.columns)})")
-    if table.empty:
+        raise CohortError(f"{path}: missing column {', '.join(missing)} (found: {', '.join(columns) or 'nothing'})")
+    if not records:
         raise CohortError(f"{path}: the table has no rows")
-    rows = [_row(path, number, record) for number, record in enumerate(table.to_dict("records"), start=2)]
+    rows = [_row(path, line, record) for line, record in records]
     _refuse_repeats(path, [row.slide_id for row in rows])
     return rows
 
 
-def _row(path: Path, line: int, record: dict[str, str]) -> SlideRow:
-    text = {key: value.strip() or None for key, value in record.items()}
+def _row(path: Path, line: int, record: Mapping[str, str]) -> SlideRow:
+    text = {key: value or None for key, value in record.items()}
     slide_id = text.get("slide_id")
     if slide_id is None:
         raise CohortError(f"{path} line {line}: empty slide_id")
@@ -166,14 +202,19 @@ def _row(path: Path, line: int, record: dict[str, str]) -> SlideRow:
     if "case_id" in record and text["case_id"] is None:
         raise CohortError(f"{path} line {line}: slide {slide_id} has no case_id")
     fold, event = _number(path, line, text, "fold"), _number(path, line, text, "event")
+    mpp, time = _number(path, line, text, "mpp"), _number(path, line, text, "time")
+    _require(fold is None or fold == int(fold) >= 0, path, line, f"fold {text.get('fold')} is not a whole number")
+    _require(event in (None, 0, 1), path, line, f"event {text.get('event')} is neither 1 (event) nor 0 (censored)")
+    _require(mpp is None or mpp > 0, path, line, f"mpp {text.get('mpp')} is not positive")
+    _require(time is None or time >= 0, path, line, f"time {text.get('time')} is negative")
     return SlideRow(
         slide_id=slide_id,
         case_id=text.get("case_id") or slide_id,
         label=text.get("label"),
         path=_relative(path, text.get("path")),
-        mpp=_number(path, line, text, "mpp"),
+        mpp=mpp,
         site=text.get("site"),
-        time=_number(path, line, text, "time"),
+        time=time,
         event=None if event is None else int(event),
         fold=None if fold is None else int(fold),
         annotation=_relative(path, text.get("annotation")),
@@ -188,10 +229,24 @@ def _number(path: Path, line: int, text: dict[str, str | None], key: str) -> flo
     value = text.get(key)
     if value is None:
         return None
+    number = _finite(value)
+    if number is None:
+        raise CohortError(f"{path} line {line}: {key} '{value}' is not a number")
+    return number
+
+
+def _finite(text: str) -> float | None:
+    """The number that a text writes, or None; "nan" and "inf" are words here."""
     try:
-        return float(value)
+        number = float(text)
     except ValueError:
-        raise CohortError(f"{path} line {line}: {key} '{value}' is not a number") from None
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _require(holds: bool, path: Path, line: int, fault: str) -> None:
+    if not holds:
+        raise CohortError(f"{path} line {line}: {fault}")
 
 
 def _refuse_repeats(source: object, names: Sequence[str]) -> None:
@@ -206,7 +261,5 @@ def _refuse_repeats(source: object, names: Sequence[str]) -> None:
 
 
 def _class_order(name: str) -> tuple[int, float, str]:
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)
+    number = _finite(name)
+    return (1, 0.0, name) if number is None else (0, number, name)

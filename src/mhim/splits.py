@@ -6,23 +6,26 @@ The table has one row per case and one column per fold (``fold_0``, ``fold_1``, 
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedKFold
 
 from mhim.artefacts import write_text
-from mhim.cohort import Cohort
+from mhim.cohort import Cohort, read_table
 from mhim.config import Settings
 from mhim.errors import CohortError
 
 PARTS = ("train", "val", "test")
+FOLD_COLUMN = re.compile(r"fold_\d+")
 
 
 class SplitConfig(Settings):
@@ -77,6 +80,20 @@ class Splits:
         if repeated:
             raise CohortError(f"splits: case {repeated[0]} is in the test part of more than one fold")
 
+    def only(self, cases: Collection[str]) -> Splits:
+        """The same folds without the cases that are not in ``cases``.
+
+        Raises:
+            CohortError: a part becomes empty.
+        """
+        kept = set(cases)
+        return Splits(
+            tuple(
+                Fold(fold.index, *(tuple(case for case in fold.part(part) if case in kept) for part in PARTS))
+                for fold in self.folds
+            )
+        )
+
     def check(self, cohort: Cohort, source: object) -> None:
         """Compare with a cohort.
 
@@ -109,13 +126,22 @@ def make_splits(cohort: Cohort, config: SplitConfig) -> Splits:
     folds = []
     for index, number in enumerate(np.unique(test_fold)):
         rest = np.flatnonzero(test_fold != number)
-        train, val = _inner_split(cohort, classes[rest], config, index)
-        folds.append(
-            Fold(index, _names(cases[rest[train]]), _names(cases[rest[val]]), _names(cases[test_fold == number]))
-        )
+        is_val = _draw_validation(classes[rest], config, index)
+        with _naming(cohort.source):
+            train, val, test = cases[rest[~is_val]], cases[rest[is_val]], cases[test_fold == number]
+            folds.append(Fold(index, _names(train), _names(val), _names(test)))
     splits = Splits(tuple(folds))
-    splits.check(cohort, "splits")
+    splits.check(cohort, cohort.source)
     return splits
+
+
+@contextlib.contextmanager
+def _naming(source: object) -> Iterator[None]:
+    """Errors of the block begin with ``source``."""
+    try:
+        yield
+    except CohortError as error:
+        raise CohortError(f"{source}: {error}") from None
 
 
 def _names(cases: np.ndarray) -> tuple[str, ...]:
@@ -150,15 +176,15 @@ def _given_folds(cohort: Cohort, cases: np.ndarray) -> np.ndarray:
     return test_fold
 
 
-def _inner_split(cohort: Cohort, classes: np.ndarray, config: SplitConfig, index: int) -> tuple[np.ndarray, np.ndarray]:
-    n_classes = len(cohort.classes)
-    n_val = min(len(classes) - n_classes, max(n_classes, round(config.val_fraction * len(classes))))
-    splitter = StratifiedShuffleSplit(1, test_size=n_val, random_state=config.seed * 1009 + index)
-    try:
-        train, val = next(splitter.split(classes, classes))
-    except ValueError as error:
-        raise CohortError(f"{cohort.source}: no room for a validation part in fold {index} ({error})") from None
-    return np.sort(train), np.sort(val)
+def _draw_validation(classes: np.ndarray, config: SplitConfig, index: int) -> np.ndarray:
+    """Which of a fold's non-test cases validate: of every class its share, at least one where two are there."""
+    generator = np.random.default_rng([config.seed, index])
+    is_val = np.zeros(len(classes), dtype=bool)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        count = min(max(1, round(config.val_fraction * len(members))), len(members) - 1)
+        is_val[generator.permutation(members)[:count]] = True
+    return is_val
 
 
 def write_splits(path: Path, splits: Splits) -> None:
@@ -181,25 +207,22 @@ def read_splits(path: Path) -> Splits:
     Raises:
         CohortError: missing file or columns, an unknown part, or folds that leak.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise CohortError(f"{path}: no such splits table; make it with 'mhim split'") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CohortError(f"{path}: not a readable CSV table ({error})") from None
-    columns = [column for column in table.columns if column.startswith("fold_")]
-    if "case_id" not in table.columns or not columns:
-        raise CohortError(f"{path}: expected columns case_id, fold_0, fold_1, ... (found: {', '.join(table.columns)})")
-    cases = list(table["case_id"])
+    header, records = read_table(path, "make it with 'mhim split'")
+    columns = sorted((name for name in header if FOLD_COLUMN.fullmatch(name)), key=lambda name: int(name[5:]))
+    if "case_id" not in header or not columns:
+        raise CohortError(f"{path}: expected columns case_id, fold_0, fold_1, ... (found: {', '.join(header)})")
+    cases = [record["case_id"] for _, record in records]
     repeated = [case for case, count in Counter(cases).items() if count > 1]
     if repeated:
         raise CohortError(f"{path}: case {repeated[0]} appears more than once")
-    return Splits(tuple(_fold(path, i, dict(zip(cases, table[c], strict=True))) for i, c in enumerate(columns)))
+    parts = [{record["case_id"]: record[column] for _, record in records} for column in columns]
+    with _naming(path):
+        return Splits(tuple(_fold(index, part_of) for index, part_of in enumerate(parts)))
 
 
-def _fold(path: Path, index: int, part_of: Mapping[str, str]) -> Fold:
+def _fold(index: int, part_of: Mapping[str, str]) -> Fold:
     for case, part in part_of.items():
         if part not in ("", *PARTS):
-            raise CohortError(f"{path}: case {case} has part '{part}' in fold {index}; expected train, val or test")
+            raise CohortError(f"case {case} has part '{part}' in fold {index}; expected train, val or test")
     parts: dict[str, Sequence[str]] = {name: [c for c, part in part_of.items() if part == name] for name in PARTS}
     return Fold(index, *(tuple(sorted(parts[name])) for name in PARTS))
