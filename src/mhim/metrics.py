@@ -95,14 +95,18 @@ def youden_threshold(y_true: Labels, probability: NDArray[np.float64]) -> float:
     """Threshold on the positive class that maximises TPR - FPR, in the middle of its gap between scores.
 
     Chosen on validation slides and applied to test slides (positive at p >= threshold). Among equal
-    maxima the highest threshold. With one class only, 0.5.
+    maxima the highest threshold; above every score where none separates better than chance. With one
+    class only, 0.5.
     """
     if len(np.unique(y_true)) < 2:
         return 0.5
     fpr, tpr, thresholds = roc_curve(y_true, probability, drop_intermediate=False)
-    chosen = min(float(thresholds[int(np.argmax(tpr - fpr))]), 1.0)
+    chosen = float(thresholds[int(np.argmax(tpr - fpr))])
+    if np.isinf(chosen):  # no slide is called positive
+        chosen = max(1.0, float(np.nextafter(probability.max(), 2.0)))
     below = probability[probability < chosen]
-    return (chosen + float(below.max())) / 2 if len(below) else chosen
+    middle = (chosen + float(below.max())) / 2 if len(below) else chosen
+    return middle if not len(below) or middle > below.max() else chosen
 
 
 def predict_classes(probabilities: Probabilities, threshold: float | None) -> Labels:
