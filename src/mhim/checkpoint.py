@@ -111,6 +111,9 @@ def load_tensors(model: MILModel, tensors: Mapping[str, Any], source: object) ->
     Raises:
         CheckpointError: lists every missing, unexpected and wrongly shaped tensor; names ``source``.
     """
+    if {"feature_mean", "feature_scale"} <= set(tensors):
+        reference = next(model.parameters())
+        model.standardise(reference.new_zeros(model.in_dim), reference.new_ones(model.in_dim))
     own = model.state_dict()
     faults = key_faults(own, tensors)
     faults += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from mhim.checkpoint import load_model, save_model
 from mhim.errors import ConfigError
 from mhim.models import MILOutput, count_parameters, models
 from mhim.models.clam import smooth_svm_loss
@@ -339,3 +341,22 @@ class TestPooling:
             own = (winners == index).to(tokens.dtype)
             assert_close(output.contributions[index], model.classifier.weight @ (own * output.bag_embedding))
             assert_close(output.attention[0, index], own.mean())
+
+
+@pytest.mark.parametrize("name", sorted(models))
+def test_standardised_features_give_what_the_raw_model_gives_on_them(name: str, tmp_path: Path) -> None:
+    """forward(x) after standardise(m, s) is forward((x - m) / s) before; it survives save and load."""
+    torch.manual_seed(0)
+    model = models.build(models.parse(name), 8, 2).eval()
+    features, mean, scale = torch.randn(30, 8) * 3 + 1, torch.randn(8), torch.rand(8) + 0.5
+    with torch.no_grad():
+        expected = model((features - mean) / scale).logits
+        model.standardise(mean, scale)
+        torch.testing.assert_close(model(features).logits, expected)
+        save_model(tmp_path / "model.safetensors", model, ["a", "b"])
+        assert torch.equal(load_model(tmp_path / "model.safetensors")(features).logits, model(features).logits)
+
+
+def test_statistics_of_another_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not 8"):
+        models.build(models.parse("abmil"), 8, 2).standardise(torch.zeros(7), torch.ones(7))

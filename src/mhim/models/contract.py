@@ -114,6 +114,8 @@ class MILModel(nn.Module):
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    feature_mean: Tensor | None
+    feature_scale: Tensor | None
     attention_is_normalised: ClassVar[bool] = True
     is_permutation_equivariant: ClassVar[bool] = True
     shuffles_in_training: bool = False
@@ -127,6 +129,8 @@ class MILModel(nn.Module):
         self.config = config
         self.in_dim = in_dim
         self.n_classes = n_classes
+        self.register_buffer("feature_mean", None)
+        self.register_buffer("feature_scale", None)
 
     @classmethod
     def fewest_classes(cls, config: ComponentConfig) -> int:
@@ -147,7 +151,7 @@ class MILModel(nn.Module):
         Raises:
             FeatureError: zero instances or a feature width other than ``in_dim``.
         """
-        return self.aggregate(self.project(self.check(features)))
+        return self.aggregate(self.project(self.standardised(self.check(features))))
 
     def check(self, features: Tensor) -> Tensor:
         """The features in the model's dtype and on its device.
@@ -161,6 +165,26 @@ class MILModel(nn.Module):
             raise FeatureError("the bag holds zero instances")
         reference = next(self.parameters())
         return features.to(device=reference.device, dtype=reference.dtype)
+
+    def standardise(self, mean: Float[Tensor, " in_dim"], scale: Float[Tensor, " in_dim"]) -> None:
+        """From now on ``forward`` sees (x - mean) / scale; both are saved with the weights.
+
+        Raises:
+            ConfigError: another width than ``in_dim``.
+        """
+        if mean.shape != (self.in_dim,) or scale.shape != (self.in_dim,):
+            raise ConfigError(
+                f"mean and scale have shapes {tuple(mean.shape)}, {tuple(scale.shape)}, not {self.in_dim}"
+            )
+        reference = next(self.parameters())
+        self.feature_mean = mean.to(reference).clone()
+        self.feature_scale = scale.to(reference).clone()
+
+    def standardised(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances in_dim"]:
+        """(x - mean) / scale, or the features as they are when ``standardise`` was never called."""
+        if self.feature_mean is None or self.feature_scale is None:
+            return features
+        return (features - self.feature_mean) / self.feature_scale
 
     def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:
         """Named loss terms of one bag, already weighted; their sum is minimised.
