@@ -1,0 +1,40 @@
+"""Options of the maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mhim.config import Settings, fingerprint
+
+MapKind = Literal["attention", "probability", "contribution"]
+KINDS: tuple[MapKind, ...] = ("attention", "probability", "contribution")
+PLACES = {"cohort", "features", "max_slides"}
+
+
+class MapConfig(Settings):
+    """Which maps are drawn, of which slides, and how."""
+
+    maps: tuple[MapKind, ...] = Field(KINDS, description="maps to draw; a map that a model does not have is left out")
+    max_slides: int | None = Field(
+        24, ge=1, description="slides drawn when none are named: the wrong, least and most certain ones; null draws all"
+    )
+    max_side_px: int = Field(896, ge=128, description="longer side of the slide in a picture, pixels")
+    opacity: float = Field(0.85, gt=0, le=1, description="opacity of the highest value")
+    least_opacity: float = Field(0.12, ge=0, le=1, description="opacity of the lowest value")
+    cohort: Path | None = Field(None, description="cohort table with slides and annotations; default: the run's")
+    features: Path | None = Field(None, description="folder of bag files; default: the run's")
+
+    @field_validator("maps")
+    @classmethod
+    def _some(cls, maps: tuple[MapKind, ...]) -> tuple[MapKind, ...]:
+        if not maps:
+            raise ValueError(f"name at least one of {', '.join(KINDS)}")
+        return tuple(kind for kind in KINDS if kind in maps)
+
+    @property
+    def look(self) -> str:
+        """Fingerprint of what decides the pictures; where files lie and how many slides does not."""
+        return fingerprint(self.model_dump(mode="json", exclude=PLACES))

@@ -1,0 +1,264 @@
+"""The report: everything gathered into one context, and the page made from it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import mhim
+from mhim.artefacts import write_text
+from mhim.config import to_yaml
+from mhim.errors import ConfigError
+from mhim.evaluation import Estimate, Summary, evaluate_run, format_estimate, summarise, table_rows
+from mhim.maps import summarise_localisation
+from mhim.maps.panel import NAMES
+from mhim.maps.study import read_test_predictions
+from mhim.metrics import METRICS
+from mhim.report.cautions import cautions
+from mhim.report.config import ReportConfig
+from mhim.report.curves import curves, training
+from mhim.report.pictures import make_gallery
+from mhim.training.runs import Run
+
+LIBRARIES = ("torch", "numpy", "scikit-learn", "pandas")
+METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1": "F1"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first cell of a row is its heading."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_report(runs: Sequence[Run], out: Path, config: ReportConfig, maps: Path | None = None) -> None:
+    """Write one self-contained HTML file: opens offline, asks for nothing from outside.
+
+    Equal runs, maps and options give equal bytes.
+
+    Args:
+        runs: complete runs that tested the same cases; the first is what the others are compared with.
+        out: the HTML file.
+        config: see :class:`ReportConfig`.
+        maps: folder that ``mhim heatmap`` wrote for these runs; None draws what is shown.
+
+    Raises:
+        ConfigError: no run was given.
+        CohortError: the runs tested different cases.
+        ArtefactError: ``maps`` holds no maps, or maps of other runs.
+    """
+    if not runs:
+        raise ConfigError("give at least one run folder")
+    write_text(out, render(gather(runs, out, config, maps)))
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page of a context."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = (Markup((here / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    return environment.get_template("page.html.j2").render(context, style=style, script=script)
+
+
+def gather(runs: Sequence[Run], out: Path, config: ReportConfig, maps: Path | None) -> dict[str, Any]:
+    """Everything the page shows, by name."""
+    summaries = summarise(runs, config.resamples)
+    metrics = [evaluate_run(run, config.resamples) for run in runs]
+    gallery = make_gallery(runs, maps, config)
+    first = runs[0]
+    header, rows = table_rows(summaries)
+    return {
+        "title": config.title or f"{' or '.join(first.classes)}: slide classification",
+        "date": config.date,
+        "version": mhim.__version__,
+        "headlines": [_headline(summary) for summary in summaries],
+        "cautions": cautions(runs, metrics, summaries),
+        "protocol": _protocol(runs, config),
+        "data": [_data_facts(first, metrics[0]), _fold_counts(first)],
+        "results": [Table("Mean over folds with 95 % intervals", header, rows)],
+        "per_fold": [_per_fold(run, said) for run, said in zip(runs, metrics, strict=True)],
+        "curves": [(run_name(run, runs), curves(run, config.resamples)) for run in runs],
+        "training": [(run_name(run, runs), training(run)) for run in runs],
+        "gallery": gallery,
+        "localisation": _localisation(gallery.localisation, runs, config.resamples),
+        "predictions": _predictions(runs),
+        "reproduce": [_reproduce(run, runs) for run in runs],
+        "report_command": _command(runs, out, maps),
+        "versions": _versions(),
+    }
+
+
+def run_name(run: Run, runs: Sequence[Run]) -> str:
+    """Title of a run; folder and seed are added where several runs share it."""
+    alone = sum(other.config.title == run.config.title for other in runs) == 1
+    return run.config.title if alone else f"{run.config.title}, {run.path.name}, seed {run.config.seed}"
+
+
+def _headline(summary: Summary) -> dict[str, str]:
+    area = summary.estimates["auroc"]
+    interval = "" if area.interval is None else f"{area.interval[0]:.3f} to {area.interval[1]:.3f}"
+    difference = summary.difference.get("auroc")
+    return {
+        "name": summary.title,
+        "value": format_estimate(Estimate(area.value, None)),
+        "interval": interval,
+        "difference": format_estimate(difference, sign=True) if difference is not None else "",
+    }
+
+
+def _protocol(runs: Sequence[Run], config: ReportConfig) -> list[tuple[str, str]]:
+    run = runs[0]
+    chosen = run.info["chosen_by"]
+    methods = "; ".join(f"{other.config.title}: seed {other.config.seed}" for other in runs)
+    return [
+        ("Compared", methods),
+        ("Folds", f"{run.info['n_folds']}, split by case; every case is tested once, by a model that never saw it"),
+        ("Epoch chosen by", chosen["epoch"].replace("auroc", "AUROC")),
+        ("Threshold chosen by", chosen["threshold"]),
+        ("Test part", chosen["test part"]),
+        ("Headline", "mean over folds; each fold's model is scored on its own scale"),
+        ("Intervals", f"95 % percentile bootstrap over cases, {config.resamples} resamples"),
+        ("Differences", "paired: both runs on the same resamples; no correction for several comparisons"),
+    ]
+
+
+def _data_facts(run: Run, metrics: dict[str, Any]) -> Table:
+    said = read_test_predictions(run)
+    facts = [
+        ("slides tested", str(metrics["n_slides"])),
+        ("cases tested", str(metrics["n_cases"])),
+        *((f"slides of class {name}", str(sum(one.y_true == name for one in said))) for name in run.classes),
+        ("encoder", str(run.info["encoder"] or "not recorded")),
+        ("feature width", str(run.info["in_dim"])),
+        ("scale of tiles (mpp)", f"{run.info['mpp']:g} µm per pixel" if run.info["mpp"] else "not recorded"),
+    ]
+    return Table("Data", ("what", "value"), [*facts, *_instances(run, [one.slide_id for one in said])])
+
+
+def _instances(run: Run, slides: Sequence[str]) -> list[tuple[str, str]]:
+    """Instances a slide, where the bags are still there."""
+    import h5py
+
+    counts = []
+    for slide_id in slides:
+        path = run.config.features / f"{slide_id}.h5"
+        if not path.is_file():
+            return []
+        with h5py.File(path, "r") as file:
+            features = file.get("features")
+            counts.append(len(features) if isinstance(features, h5py.Dataset) else 0)
+    low, middle, high = np.quantile(counts, [0, 0.5, 1])
+    return [("tiles a slide", f"median {middle:.0f} (from {low:.0f} to {high:.0f})")]
+
+
+def _fold_counts(run: Run) -> Table:
+    said = read_test_predictions(run)
+    rows = []
+    for fold in run.folds:
+        fact = run.fold_info(fold)
+        counts = [str(sum(one.fold == fold and one.y_true == name for one in said)) for name in run.classes]
+        rows.append([f"fold {fold}", str(fact["n_train"]), str(fact["n_val"]), str(fact["n_test"]), *counts])
+    header = ["fold", "train", "validation", "test", *(f"test: {name}" for name in run.classes)]
+    return Table("Slides by fold and part", header, rows)
+
+
+def _per_fold(run: Run, metrics: dict[str, Any]) -> Table:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = []
+    for entry in metrics["folds"]:
+        fact = run.fold_info(entry["fold"])
+        threshold = number(fact["threshold"])
+        rows.append(
+            [f"fold {entry['fold']}", *(number(entry[name]) for name in METRICS), str(entry["best_epoch"]), threshold]
+        )
+    for label, key in (("mean", "fold_mean"), ("pooled", "pooled")):
+        values = [metrics[key][name] for name in METRICS]
+        rows.append([label, *(_interval(value) for value in values), "", ""])
+    header = ["fold", *(METRIC_NAMES[name] for name in METRICS), "best epoch", "threshold"]
+    return Table(run.config.title, header, rows)
+
+
+def _interval(said: dict[str, float | None]) -> str:
+    low, high = said["low"], said["high"]
+    return format_estimate(Estimate(said["value"], None if low is None or high is None else (low, high)))
+
+
+def _localisation(table: pd.DataFrame, runs: Sequence[Run], resamples: int) -> Table | None:
+    entries = summarise_localisation(table, resamples)
+    if not entries:
+        return None
+    from mhim.maps.study import unique_slugs
+
+    names = {slug: run_name(run, runs) for slug, run in zip(unique_slugs(runs), runs, strict=True)}
+    rows = [
+        [
+            f"{NAMES[entry.kind]}, {names.get(entry.run, entry.run)}",
+            str(entry.n_slides),
+            format_estimate(entry.estimates["auroc"]),
+            format_estimate(entry.estimates["auprc"]),
+            format_estimate(entry.difference.get("auprc"), sign=True),
+        ]
+        for entry in entries
+    ]
+    header = ("map", "slides", "tile AUROC [95 % CI]", "tile AUPRC [95 % CI]", "difference in AUPRC")
+    return Table("Mean over slides that hold annotated and other tiles", header, rows)
+
+
+def _predictions(runs: Sequence[Run]) -> dict[str, Any]:
+    """Header and rows of the table of slides; a row carries whether the last run was wrong."""
+    by_run = [{said.slide_id: said for said in read_test_predictions(run)} for run in runs]
+    classes = runs[0].classes
+    two = len(classes) == 2
+    header = ["slide", "case", "fold", "true"]
+    for run in runs:
+        name = run_name(run, runs)
+        header += [f"{name}: predicted", f"{name}: p({classes[1]})" if two else f"{name}: p(predicted)"]
+    rows = []
+    for slide_id in sorted(set.intersection(*(set(said) for said in by_run))):
+        last = by_run[-1][slide_id]
+        cells = [slide_id, last.case_id, str(last.fold), last.y_true]
+        for said in by_run:
+            one = said[slide_id]
+            index = 1 if two else classes.index(one.y_pred)
+            cells += [one.y_pred, f"{one.probabilities[index]:.4f}"]
+        rows.append({"cells": cells, "wrong": last.is_wrong})
+    n_wrong = sum(row["wrong"] for row in rows)
+    return {"header": header, "rows": rows, "n_wrong": n_wrong, "judge": run_name(runs[-1], runs)}
+
+
+def _reproduce(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
+    config = shlex.quote(str(run.path / "config.yaml"))
+    keys = ("identity", "baseline_identity", "data_fingerprint", "tool_version")
+    return {
+        "name": run_name(run, runs),
+        "command": f"mhim train --config {config} --out {shlex.quote(str(run.path))}-again",
+        "facts": [(key.replace("_", " "), str(run.info[key])) for key in keys if run.info.get(key) is not None],
+        "yaml": to_yaml(run.config),
+    }
+
+
+def _command(runs: Sequence[Run], out: Path, maps: Path | None) -> str:
+    words = ["mhim", "report", *(str(run.path) for run in runs), "-o", str(out)]
+    return shlex.join([*words, *(["--maps", str(maps)] if maps is not None else [])])
+
+
+def _versions() -> str:
+    parts = [f"mhim {mhim.__version__}", f"Python {platform.python_version()}"]
+    return ", ".join([*parts, *(f"{name} {version(name)}" for name in LIBRARIES)])
