@@ -106,9 +106,9 @@ def test_equal_input_gives_equal_bytes(runs: list[Run], maps: Path, html: str, t
     command = re.compile(r"<p>This page: .*</p>")
     write_report(runs, tmp_path / "report.html", CONFIG, maps)
     assert command.sub("", (tmp_path / "report.html").read_text()) == command.sub("", html)
-    for _ in range(2):
-        write_report(runs, tmp_path / "drawn.html", CONFIG)
-        first = locals().get("first", (tmp_path / "drawn.html").read_bytes())
+    write_report(runs, tmp_path / "drawn.html", CONFIG)
+    first = (tmp_path / "drawn.html").read_bytes()
+    write_report(runs, tmp_path / "drawn.html", CONFIG)
     assert (tmp_path / "drawn.html").read_bytes() == first
 
 
@@ -238,7 +238,7 @@ def test_a_one_class_part_has_no_curve():
 
 def test_chart_places_points_and_escapes_text():
     svg = str(chart(Axes("<x>", "y", "a & b"), [Line([0, 1], [0, 1], "pooled")]))
-    assert 'points="46,238 328,12"' in svg
+    assert 'points="52,238 328,12"' in svg
     assert "&lt;x&gt;" in svg
     assert "a &amp; b" in svg
 

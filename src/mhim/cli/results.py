@@ -44,9 +44,8 @@ def heatmap(
         list[str] | None,
         typer.Option("--map", help="attention, probability or contribution. Repeatable. Default: all."),
     ] = None,
-    all_slides: Annotated[
-        bool, typer.Option("--all-slides", help="Draw every tested slide. Default: 24 telling ones.")
-    ] = False,
+    max_slides: Annotated[int, typer.Option(min=1, help="How many telling slides to draw when none are named.")] = 24,
+    all_slides: Annotated[bool, typer.Option("--all-slides", help="Draw every tested slide.")] = False,
     with_baseline: WithBaseline = False,
     plugin: Plugin = None,
     dry_run: DryRun = False,
@@ -64,7 +63,7 @@ def heatmap(
     load_plugins(plugin)
     values = {"cohort": cohort, "features": features, "maps": maps or None}
     given = {key: value for key, value in values.items() if value is not None}
-    config = validate(MapConfig, given | ({"max_slides": None} if all_slides else {}), "heatmap")
+    config = validate(MapConfig, given | {"max_slides": None if all_slides else max_slides}, "heatmap")
     opened = open_runs(runs, with_baseline)
     named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
     if dry_run:

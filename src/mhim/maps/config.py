@@ -21,7 +21,7 @@ class MapConfig(Settings):
     max_slides: int | None = Field(
         24, ge=1, description="slides drawn when none are named: the wrong, least and most certain ones; null draws all"
     )
-    max_side_px: int = Field(896, ge=128, description="longer side of the slide in a picture, pixels")
+    max_side_px: int = Field(768, ge=128, description="longer side of the slide in a picture, pixels")
     opacity: float = Field(0.85, gt=0, le=1, description="opacity of the highest value")
     least_opacity: float = Field(0.12, ge=0, le=1, description="opacity of the lowest value")
     cohort: Path | None = Field(None, description="cohort table with slides and annotations; default: the run's")

@@ -274,4 +274,4 @@ def _stamp(study: Study, maps: SlideMaps, identity: dict[str, str]) -> dict[str,
 
 def _save(path: Path, image: Image.Image) -> None:
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", compress_level=2)
+        image.save(temporary, format="PNG", compress_level=1)

@@ -52,7 +52,9 @@ class Lattice:
         first = np.rint((xy - origin) / cell).astype(np.int64)
         last = np.maximum(np.rint((xy - origin + tile_size_px0) / cell).astype(np.int64), first + 1)
         columns, rows = last.max(axis=0)
-        return cls((origin[0], origin[1]), float(cell), (int(rows), int(columns)), np.hstack([first, last]))
+        return cls(
+            (float(origin[0]), float(origin[1])), float(cell), (int(rows), int(columns)), np.hstack([first, last])
+        )
 
     def raster(self, values: NDArray[np.floating]) -> Raster:
         """(rows, columns) float64: the mean over the tiles that cover a cell, NaN where none does.

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH, HEIGHT = 340, 280
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42
 UNIT = (0.0, 1.0)
 
 
@@ -140,7 +140,7 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """
     rough = max((high - low) / 5, 1.0 if whole else 0.0)
     factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
-    power = 10.0 ** np.floor(np.log10(rough))
+    power = 10.0 ** float(np.floor(np.log10(rough)))
     step = power * next(factor for factor in factors if factor * power >= rough * (1 - 1e-9))
     first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
     return [round(index * step, 10) for index in range(first, last + 1)]
