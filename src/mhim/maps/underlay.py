@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Underlay:
     px0_per_px: tuple[float, float]
     is_slide: bool
     annotation: NDArray[np.bool_] | None = None
-    notices: tuple[str, ...] = field(default=())
+    notices: tuple[str, ...] = ()
 
     @property
     def size_px(self) -> tuple[int, int]:
