@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mhim.artefacts import atomic_path, quick_digest, read_json, write_json, write_text
+from mhim.artefacts import atomic_path, quick_digest, read_json, sort_safetensors_header, write_json, write_text
 from mhim.errors import ArtefactError
 
 MIB = 1 << 20
@@ -166,3 +166,23 @@ def test_digest_of_a_file_up_to_three_mib_sees_every_byte(tmp_path: Path) -> Non
         path.write_bytes(content)
         digests.add(quick_digest(path))
     assert len(digests) == len(range(0, size, size // 37))
+
+
+def test_equal_weights_and_metadata_are_equal_bytes_whatever_order_they_were_given_in(tmp_path: Path) -> None:
+    """safetensors orders metadata by a hash that differs between calls."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float64)}
+    metadata = {f"key{i}": "ä" * i for i in range(8)}
+    contents = set()
+    for _ in range(6):
+        save_file(tensors, tmp_path / "x", metadata=metadata)
+        sort_safetensors_header(tmp_path / "x")
+        contents.add((tmp_path / "x").read_bytes())
+    assert len(contents) == 1
+    again = load_file(tmp_path / "x")
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == metadata

@@ -56,6 +56,18 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def sort_safetensors_header(path: Path) -> None:
+    """Make a safetensors file the same bytes for the same content: its writer orders the metadata by chance."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+
+
 def quick_digest(path: Path) -> str:
     """16 hexadecimal digits that identify a large file: its size and its first, middle and last MiB."""
     size = path.stat().st_size

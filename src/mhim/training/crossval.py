@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 import mhim
-from mhim.artefacts import read_json, write_json, write_text
+from mhim.artefacts import read_json, sort_safetensors_header, write_json, write_text
 from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort, read_cohort
 from mhim.config import fingerprint, to_yaml
@@ -21,8 +24,9 @@ from mhim.errors import ArtefactError, CheckpointError
 from mhim.methods import methods
 from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
 from mhim.models import MILModel, models
+from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
-from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features
+from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
 from mhim.training.runs import RunConfig, read_predictions, write_table
 
@@ -52,10 +56,12 @@ def plan_run(config: RunConfig) -> RunPlan:
     Raises:
         CohortError, FeatureError, ConfigError: one line that names the file and the fix.
     """
-    cohort = read_cohort(config.cohort)
-    cohort, features = check_features(BagStore(config.features, cohort), config.allow_missing)
-    splits = read_splits(config.splits)
-    splits.check(cohort, config.splits)
+    everyone, splits = read_cohort(config.cohort), read_splits(config.splits)
+    splits.check(everyone, config.splits)
+    cohort, features = check_features(BagStore(config.features, everyone), config.allow_missing)
+    if len(cohort) < len(everyone):
+        splits = splits.only(cohort.case_labels())
+        splits.check(cohort, config.splits)
     folds = fingerprint([[fold.train, fold.val, fold.test] for fold in splits.folds])
     baseline = None
     if methods[config.method.name].needs_baseline(config.method):
@@ -68,19 +74,22 @@ def missing_folds(plan: RunPlan, out: Path) -> list[int]:
     """Folds of a run that are not complete yet in its folder.
 
     Raises:
-        ArtefactError: the folder holds another run.
+        ArtefactError: the folder holds another run, or a fold of one.
     """
-    if (out / "run.json").is_file() and read_json(out / "run.json")["identity"] != plan.identity:
-        raise ArtefactError(
-            f"{out}: holds a run of another configuration, cohort or split; give another --out, or --overwrite"
-        )
-    return [fold.index for fold in plan.splits.folds if not (out / f"fold_{fold.index}" / "fold.json").is_file()]
+    markers = [out / f"fold_{fold.index}" / "fold.json" for fold in plan.splits.folds]
+    for marker in (out / "run.json", *markers):
+        if marker.is_file() and read_json(marker).get("identity") != plan.identity:
+            raise ArtefactError(
+                f"{out}: holds a run of another configuration, cohort or split; give another --out, or --overwrite"
+            )
+    return [fold.index for fold, marker in zip(plan.splits.folds, markers, strict=True) if not marker.is_file()]
 
 
 def clear_run(out: Path) -> None:
-    """Remove a run folder, and nothing that is not one."""
-    if (out / "run.json").is_file():
-        shutil.rmtree(out)
+    """Remove a run folder, complete or not, with its baseline; and nothing that is not one."""
+    for folder in (out / "baseline", out):
+        if (folder / "run.json").is_file():
+            shutil.rmtree(folder)
 
 
 def require_baseline(path: Path, plan: RunPlan) -> None:
@@ -91,7 +100,7 @@ def require_baseline(path: Path, plan: RunPlan) -> None:
     """
     if not (path / "run.json").is_file():
         raise CheckpointError(f"{path}: not a run folder; give the plain run of the same cohort, splits and seed")
-    if read_json(path / "run.json")["identity"] != plan.identity:
+    if read_json(path / "run.json").get("identity") != plan.identity:
         raise CheckpointError(
             f"{path}: not the plain baseline of this cohort, splits, seed and optimisation; a teacher from it may have "
             f"seen the test slides. Leave --baseline out to train the right one"
@@ -117,17 +126,17 @@ def train_run(
         baseline: folder of the plain baseline, for methods that start from one.
         on_epoch: called after each epoch, in this process only.
         on_fold: called after each fold.
+
+    Raises:
+        ArtefactError: the folder holds another run, or a worker process died.
+        FeatureError: a bag cannot be used, or training diverged.
     """
     pending = missing_folds(plan, out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", to_yaml(plan.config))
     write_json(out / "run.json", describe(plan))
     if workers > 1 and len(pending) > 1:
-        with ProcessPoolExecutor(min(workers, len(pending)), mp_context=get_context("spawn")) as pool:
-            jobs = {fold: pool.submit(train_fold, plan, fold, out, baseline) for fold in pending}
-            for fold, job in jobs.items():
-                job.result()
-                on_fold(fold)
+        _train_side_by_side(plan, pending, out, workers, baseline, on_fold)
     else:
         for fold in pending:
             train_fold(plan, fold, out, baseline, on_epoch)
@@ -135,6 +144,36 @@ def train_run(
     tables = [read_predictions(out / f"fold_{fold.index}" / "predictions.csv") for fold in plan.splits.folds]
     together = pd.concat([table.loc[table["part"] == "test"] for table in tables], ignore_index=True)
     write_table(out / "predictions.csv", together.drop(columns="part"))
+
+
+def _train_side_by_side(
+    plan: RunPlan, pending: list[int], out: Path, workers: int, baseline: Path | None, on_fold: Callable[[int], None]
+) -> None:
+    pool = ProcessPoolExecutor(min(workers, len(pending)), get_context("spawn"), _prepare_worker, (loaded_plugins(),))
+    others = set(active_children())
+    try:
+        jobs = {pool.submit(train_fold, plan, fold, out, baseline): fold for fold in pending}
+        for job in as_completed(jobs):
+            job.result()
+            on_fold(jobs[job])
+    except BrokenProcessPool:
+        raise ArtefactError(
+            f"{out}: a training process died (out of memory?); finished folds are kept, run again with fewer --workers"
+        ) from None
+    except KeyboardInterrupt:
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(plugins: tuple[Path, ...]) -> None:
+    """Ctrl-C ends a worker without a traceback; what it had not finished is trained again."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    load_installed_plugins()
+    for path in plugins:
+        load_plugin(path)
 
 
 def describe(plan: RunPlan) -> dict[str, object]:
@@ -169,15 +208,33 @@ def train_fold(
     on_epoch: Callable[[int, Epoch], None] = lambda fold, epoch: None,
 ) -> None:
     """Train one fold and write its folder; ``fold.json`` comes last and says that it is complete."""
+    with _threads(plan.config.train.threads):
+        _train_fold(plan, fold_index, out, baseline, on_epoch)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch works with ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_fold(
+    plan: RunPlan, fold_index: int, out: Path, baseline: Path | None, on_epoch: Callable[[int, Epoch], None]
+) -> None:
     config = plan.config
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     fold = plan.splits.folds[fold_index]
     store = BagStore(config.features, plan.cohort)
     train, val = store.part(fold.train), store.part(fold.val)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + fold_index)
     start = None if baseline is None else load_model(baseline / f"fold_{fold_index}" / "model.safetensors")
     model = build_model(plan, generator)
+    if config.train.standardise:
+        model.standardise(*feature_statistics(train))
     method = methods.build(config.method, model, start)
     result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch))
     model.load_state_dict(result.state)
@@ -208,6 +265,7 @@ def write_fold(
     extra = {"fold": str(fold.index), "identity": plan.identity, "encoder": plan.features.encoder or ""}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "model.safetensors", model, classes, extra)
+    sort_safetensors_header(folder / "model.safetensors")
     write_table(folder / "history.csv", pd.DataFrame([epoch.row() for epoch in result.history]))
     write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
     best = result.history[result.best_epoch]

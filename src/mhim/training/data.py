@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mhim.artefacts import quick_digest
-from mhim.bag import Bag, load_bag, read_attributes
+from mhim.bag import Bag, load_bag
 from mhim.cohort import Cohort, SlideRow
 from mhim.config import fingerprint
 from mhim.errors import CohortError, FeatureError
@@ -111,13 +112,13 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
     cohort = store.cohort
     if not store.folder.is_dir():
         raise FeatureError(f"{store.folder}: no such folder of bags; make it with 'mhim encode' or 'mhim convert'")
-    missing = [row.slide_id for row in cohort if not store.path(row.slide_id).is_file()]
+    missing = {row.slide_id: None for row in cohort if not store.path(row.slide_id).is_file()}
     if missing and not allow_missing:
         raise CohortError(
             f"{store.folder}: {len(missing)} of {len(cohort)} slides of {cohort.source} have no bag (first: "
-            f"{missing[0]}.h5); encode them, or go on without them with --allow-missing"
+            f"{next(iter(missing))}.h5); encode them, or go on without them with --allow-missing"
         )
-    present = tuple(row for row in cohort if row.slide_id not in set(missing))
+    present = tuple(row for row in cohort if row.slide_id not in missing)
     if not present:
         raise CohortError(f"{store.folder}: no slide of {cohort.source} has a bag here; do the slide_ids match?")
     common = _common(store, present)
@@ -135,22 +136,42 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
 
 
 def _common(store: BagStore, rows: Sequence[SlideRow]) -> tuple[int, str | None, float | None]:
-    first: tuple[int, str | None, float | None] | None = None
+    """Width, encoder and mpp of all bags; the mpp is that of the bags that say one."""
+    first: dict[str, tuple[Any, Path]] = {}
     for row in rows:
-        path = store.path(row.slide_id)
-        attributes = read_attributes(path)
-        encoder = attributes.get("encoder")
-        mpp = attributes.get("mpp")
-        found = (store.bag(row.slide_id).features.shape[1], encoder, None if mpp is None else float(mpp))
-        first = first or found
-        other = (
-            f"{path}: this slide has {{}}, but {store.path(rows[0].slide_id).name} has {{}}; encode all slides alike"
-        )
-        if found[0] != first[0]:
-            raise FeatureError(other.format(f"{found[0]} features", first[0]))
-        if found[1] != first[1]:
-            raise FeatureError(other.format(f"encoder {found[1]}", first[1]))
-        if found[2] and first[2] and abs(found[2] / first[2] - 1) > SAME_MPP:
-            raise FeatureError(other.format(f"mpp {found[2]:g}", f"{first[2]:g}"))
-    assert first is not None
-    return first
+        bag, path = store.bag(row.slide_id), store.path(row.slide_id)
+        said = bag.attributes
+        mpp = said.get("mpp")
+        facts = {
+            "feature width": bag.features.shape[1],
+            "encoder": said.get("encoder"),
+            "encoder weights": said.get("encoder_weights_sha256"),
+            "mpp": float(mpp) if mpp else None,
+        }
+        for name, value in facts.items():
+            if name == "mpp" and value is None:
+                continue
+            other, where = first.setdefault(name, (value, path))
+            alike = abs(value / other - 1) <= SAME_MPP if name == "mpp" else value == other
+            if not alike:
+                raise FeatureError(
+                    f"{path}: this slide has {name} {value}, but {where.name} has {other}; encode all slides alike"
+                )
+    return first["feature width"][0], first["encoder"][0], first.get("mpp", (None, None))[0]
+
+
+def feature_statistics(bags: BagSet) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and standard deviation (D,) float32 of all instances of some slides.
+
+    A feature that does not vary gets the deviation 1. Sums are taken in double precision.
+    """
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for bag in bags:
+        features = bag.features.double()
+        count += len(features)
+        total = total + features.sum(dim=0)
+        squares = squares + features.square().sum(dim=0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    varies = deviation > 1e-6 * (1 + mean.abs())
+    return mean.float(), torch.where(varies, deviation, torch.ones_like(deviation)).float()

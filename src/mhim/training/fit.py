@@ -29,6 +29,9 @@ class TrainConfig(Settings):
     lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="per epoch, down to 0, or constant")
     patience: int = Field(20, ge=1, description="epochs without a better validation score before stopping")
     min_epochs: int = Field(20, ge=0, description="never stop before this many epochs")
+    standardise: bool = Field(
+        default=True, description="give every feature mean 0 and deviation 1 over the fold's training instances"
+    )
     select_by: Literal["auroc", "loss"] = Field(
         "auroc", description="validation score that picks the epoch; equal AUROCs are ranked by loss"
     )
@@ -97,7 +100,7 @@ def fit(
         on_epoch: called after each epoch.
 
     Raises:
-        FeatureError: a loss that is not finite; names the slide.
+        FeatureError: a loss or a prediction that is not finite; names the slide.
     """
     device = choose_device(config.device)
     method.to(device)
@@ -131,12 +134,18 @@ def train_epoch(
     epochs: int,
     generator: torch.Generator,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """One pass over the bags in random order; mean loss terms and mean watched values."""
+    """One pass over the bags in random order; mean loss terms and mean watched values.
+
+    Raises:
+        FeatureError: a loss that is not finite; names the first slide that gave one.
+    """
     method.train()
     device = next(method.model.parameters()).device
     terms: dict[str, Tensor] = {}
     watched: dict[str, float] = {}
-    for position, index in enumerate(torch.randperm(len(train), generator=generator).tolist()):
+    losses: list[Tensor] = []
+    order = torch.randperm(len(train), generator=generator).tolist()
+    for position, index in enumerate(order):
         bag = train[index]
         step = Step(epoch * len(train) + position, epochs * len(train), generator)
         features = method.model.check(bag.features)
@@ -144,16 +153,20 @@ def train_epoch(
             features = features[torch.randperm(len(features), generator=generator).to(device)]
         result = method.step(features, bag.label.to(device), step)
         optimiser.zero_grad(set_to_none=True)
-        result.loss.backward()
+        loss = result.loss
+        losses.append(loss.detach())
+        loss.backward()
         optimiser.step()
         method.after_step(step)
         for name, value in result.terms.items():
             terms[name] = terms.get(name, torch.zeros((), device=device)) + value.detach()
         for name, value in result.watched.items():
             watched[name] = watched.get(name, 0.0) + value
+    finite = torch.isfinite(torch.stack(losses)).tolist()
+    if not all(finite):
+        slide_id = train.rows[order[finite.index(False)]].slide_id
+        raise FeatureError(f"slide {slide_id}: the training loss is not finite in epoch {epoch}; lower train.lr")
     means = {name: float(value) / len(train) for name, value in terms.items()}
-    if not np.isfinite(list(means.values())).all():
-        raise FeatureError(f"the training loss is not finite in epoch {epoch}: {means}; lower train.lr")
     return means, {name: value / len(train) for name, value in watched.items()}
 
 
@@ -162,6 +175,9 @@ def predict(model: MILModel, bags: BagSet) -> tuple[Predictions, float]:
     """Predictions of the deployed aggregator in evaluation mode, and its mean loss.
 
     ``y_pred`` is the most probable class here; a threshold is applied by whoever has one.
+
+    Raises:
+        FeatureError: a prediction that is not finite; names the slide.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -171,6 +187,8 @@ def predict(model: MILModel, bags: BagSet) -> tuple[Predictions, float]:
         output = model(bag.features)
         probabilities.append(output.probabilities.double().cpu().numpy())
         losses.append(float(sum(model.losses(output, bag.label.to(device)).values())))
+        if not (np.isfinite(probabilities[-1]).all() and np.isfinite(losses[-1])):
+            raise FeatureError(f"slide {bag.slide_id}: the prediction is not finite; lower train.lr")
     stacked = np.stack(probabilities)
     labels = np.array([int(bag.label) for bag in bags], dtype=np.int64)
     cases = np.array([row.case_id for row in bags.rows], dtype=np.str_)

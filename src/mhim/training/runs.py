@@ -56,9 +56,16 @@ class RunConfig(Settings):
 
         Paths, device and threads are not part of it.
         """
+        return fingerprint([*self._recipe(), self.seed, data_fingerprint, splits_fingerprint])
+
+    @property
+    def recipe(self) -> str:
+        """What the seeds of one experiment have in common: model, method and optimisation."""
+        return fingerprint(self._recipe())
+
+    def _recipe(self) -> list[dict[str, Any]]:
         train = self.train.model_dump(mode="json", exclude={"device", "threads"})
-        parts = [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train, self.seed]
-        return fingerprint([*parts, data_fingerprint, splits_fingerprint])
+        return [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise ArtefactError(f"{path}: no such file; run the same 'mhim train' again")
-    return pd.read_csv(path, dtype={"slide_id": str, "case_id": str, "y_true": str, "y_pred": str})
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a class or a case may be called NA
+    table["fold"] = table["fold"].map(int)
+    for column in table.columns:
+        if column == "threshold" or column.startswith("prob_"):
+            table[column] = [float(text or "nan") for text in table[column]]  # exact, whatever pandas' own parser does
+    return table
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
