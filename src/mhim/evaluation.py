@@ -58,11 +58,15 @@ def draws_of(folds: Sequence[Predictions], resamples: int) -> CaseDraws:
     return CaseDraws.draw(list(np.concatenate([fold.case_id for fold in folds])), resamples, BOOTSTRAP_SEED)
 
 
+def mean_over_folds(folds: Sequence[Predictions], metric: str) -> float | None:
+    """Mean of a metric over the folds that define it."""
+    values = [value for fold in folds if (value := METRICS[metric](fold)) is not None]
+    return float(np.mean(values)) if values else None
+
+
 def fold_mean(folds: Sequence[Predictions], metric: str, draws: CaseDraws) -> Estimate:
     """Mean of a metric over the folds that define it, with its case-bootstrap interval."""
-    values = [value for fold in folds if (value := METRICS[metric](fold)) is not None]
-    mean = float(np.mean(values)) if values else None
-    return Estimate(mean, percentile_interval(resampled_mean(folds, metric, draws)))
+    return Estimate(mean_over_folds(folds, metric), percentile_interval(resampled_mean(folds, metric, draws)))
 
 
 def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -107,10 +111,10 @@ def write_metrics(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs of one title (several seeds) as one row of a table.
+    """Runs of one configuration (several seeds) as one row of a table.
 
     Attributes:
-        title: model and method.
+        title: model and method, with the first run's folder where two configurations share them.
         runs: folders of the runs.
         n_folds: folds over all runs.
         estimates: metric -> mean over all folds of all runs, with its interval.
@@ -127,16 +131,14 @@ class Summary:
 
 
 def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
-    """One row per title in order of appearance; the first row is what the others are compared with.
+    """One row per configuration in order of appearance; the first row is what the others are compared with.
 
     Raises:
-        CohortError: the runs tested different cases.
+        CohortError: the runs tested other slides, the slides had other labels or classes, or a run is given twice.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.config.title, []).append(run)
+    _require_same_slides(runs)
+    groups = _by_configuration(runs)
     folds = {run.path: fold_predictions(run) for run in runs}
-    _require_same_cases(runs, folds)
     draws = draws_of(folds[runs[0].path], resamples)
     summaries: list[Summary] = []
     first: dict[str, tuple[float | None, Any]] = {}
@@ -145,8 +147,8 @@ def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
         estimates, difference, spread = {}, {}, {}
         for metric in METRICS:
             resampled = resampled_mean(together, metric, draws)
-            estimates[metric] = Estimate(fold_mean(together, metric, draws).value, percentile_interval(resampled))
-            means = [value for run in members if (value := fold_mean(folds[run.path], metric, draws).value) is not None]
+            estimates[metric] = Estimate(mean_over_folds(together, metric), percentile_interval(resampled))
+            means = [value for run in members if (value := mean_over_folds(folds[run.path], metric)) is not None]
             spread[metric] = float(np.std(means)) if len(means) > 1 else None
             reference, other = first.setdefault(metric, (estimates[metric].value, resampled))
             value = estimates[metric].value
@@ -157,13 +159,38 @@ def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
     return summaries
 
 
-def _require_same_cases(runs: Sequence[Run], folds: dict[Path, list[Predictions]]) -> None:
-    cases = [set(np.concatenate([fold.case_id for fold in folds[run.path]])) for run in runs]
-    for run, tested in zip(runs[1:], cases[1:], strict=True):
-        if tested != cases[0]:
+def _by_configuration(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Title -> its runs. Runs that differ in an option that the title does not show are no seeds of each other."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        members = groups.setdefault(run.config.recipe, [])
+        same = [member.path for member in members if member.info["identity"] == run.info["identity"]]
+        if same:
+            raise CohortError(f"{run.path}: is the same run as {same[0]}; give it once")
+        members.append(run)
+    titles = [members[0].config.title for members in groups.values()]
+    return {
+        title if titles.count(title) == 1 else f"{title}, {members[0].path.name}": members
+        for title, members in zip(titles, groups.values(), strict=True)
+    }
+
+
+def _require_same_slides(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    expected = _tested(first)
+    for run in runs[1:]:
+        if run.classes != first.classes:
+            raise CohortError(f"{run.path}: has other classes than {first.path}; compare runs of one cohort")
+        if _tested(run) != expected:
             raise CohortError(
-                f"{run.path}: tested other cases than {runs[0].path}; compare runs of one cohort and split"
+                f"{run.path}: tested other slides than {first.path}, or with other labels; "
+                f"compare runs of one cohort and split"
             )
+
+
+def _tested(run: Run) -> set[tuple[str, str, str]]:
+    table = run.test_predictions()
+    return set(zip(table["slide_id"], table["case_id"], table["y_true"], strict=True))
 
 
 def format_estimate(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
