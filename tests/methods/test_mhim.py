@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from mhim.errors import CheckpointError, ConfigError
 from mhim.methods import MHIM, Step, methods
 from mhim.methods.losses import consistency_loss
-from mhim.methods.mhim import momentum_at
+from mhim.methods.mhim import momentum_at, teacher_salience
 from mhim.models import MILModel, models
 from mhim.weights import import_checkpoint
 
@@ -114,6 +115,52 @@ def test_a_missing_or_foreign_baseline_is_refused() -> None:
         build(small_model(1), None)
     with pytest.raises(CheckpointError, match="another architecture: tensor 'attention"):
         build(small_model(1), small_model(2, gated=True))
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [("model", "attention"), ("attention", "attention"), ("instance-scores", "scores"), ("class-probability", "class")],
+)
+def test_the_teachers_score_is_a_choice(score: str, expected: str) -> None:
+    """H is the top of the chosen score."""
+    method = build(small_model(1), small_model(2), teacher_score=score, mask={"name": "ham", "mask_ratio_high": 0.1})
+    features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    seen = method.teacher(features)
+    values = {"attention": seen.attention[0], "scores": seen.instance_scores.amax(-1), "class": seen.class_salience[0]}
+    mining = method.step(features, torch.tensor(1), step()).mining
+    assert mining is not None
+    assert set(mining.selection.high.nonzero()[:, 0].tolist()) == set(values[expected].topk(3).indices.tolist())
+
+
+def test_a_score_that_the_aggregator_lacks_is_refused() -> None:
+    seen = dataclasses.replace(small_model()(torch.randn(4, 5)), instance_scores=None, attention=None)
+    for score in ("attention", "instance-scores"):
+        with pytest.raises(ConfigError, match="which this aggregator does not have"):
+            teacher_salience(seen, score)
+
+
+def test_a_teacher_without_memory_is_the_student() -> None:
+    """Momentum 0 from the student's own start: self-teaching, bit by bit; momentum 1: never updated."""
+    free = {"teacher_init": "student", "student_init": "none"}
+    method = build(small_model(1), None, momentum=0.0, **free)
+    frozen = build(small_model(1), small_model(2), momentum=1.0)
+    before = copy.deepcopy(frozen.teacher.state_dict())
+    for each in (method, frozen):
+        optimiser = torch.optim.Adam(each.trainable(), lr=0.01)
+        for index in range(3):
+            each.step(torch.randn(30, 5), torch.tensor(1), step(index)).loss.backward()
+            optimiser.step()
+            each.after_step(step(index))
+    for name, value in method.model.state_dict().items():
+        assert torch.equal(method.teacher.state_dict()[name], value)
+    assert all(torch.equal(value, before[name]) for name, value in frozen.teacher.state_dict().items())
+
+
+def test_a_schedule_needs_its_total() -> None:
+    with pytest.raises(ConfigError, match="total number of training steps"):
+        Step(0, 0, torch.Generator())
+    with pytest.raises(ConfigError, match="outside the schedule of 5"):
+        Step(5, 5, torch.Generator())
 
 
 TRACES = ["abmil_ham", "gated_lham", "dsmil_ham", "transmil_ham"]

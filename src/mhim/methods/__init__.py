@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mhim.methods.contract import Method, Step, StepResult, methods
+from mhim.methods.contract import Method, Mining, Step, StepResult, methods
 from mhim.methods.mhim import MHIM
+from mhim.methods.mhim_v2 import MHIMv2
 from mhim.methods.supervised import Supervised
 
-__all__ = ["MHIM", "Method", "Step", "StepResult", "Supervised", "methods"]
+__all__ = ["MHIM", "MHIMv2", "Method", "Mining", "Step", "StepResult", "Supervised", "methods"]

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mhim.config import ComponentConfig
-from mhim.models.contract import MILModel
+from mhim.errors import ConfigError
+from mhim.masks.contract import MaskSelection
+from mhim.models.contract import MILModel, MILOutput
 from mhim.registry import Registry
 
 
@@ -23,24 +25,59 @@ class Step:
         index: optimisation steps done so far.
         total: steps of the whole schedule.
         generator: source of randomness, on the CPU.
+
+    Raises:
+        ConfigError: a total below 1 or a step outside the schedule, so that no decay could be computed.
     """
 
     index: int
     total: int
     generator: torch.Generator
 
+    def __post_init__(self) -> None:
+        if self.total < 1:
+            raise ConfigError(f"a schedule of {self.total} steps; decays need the total number of training steps")
+        if not 0 <= self.index < self.total:
+            raise ConfigError(f"step {self.index} lies outside the schedule of {self.total} steps")
+
     @property
     def progress(self) -> float:
         """Share of the schedule that is done, in [0, 1)."""
-        return self.index / max(1, self.total)
+        return self.index / self.total
+
+
+@dataclass(frozen=True)
+class Mining:
+    """What a mining method saw and decided for one bag, for whoever watches; training does not read it.
+
+    Attributes:
+        selection: which instances were masked.
+        salience: (head, N) the teacher's scores that the mask ranked.
+        teacher: the teacher's result for the whole bag.
+        shown: (K,) int64, the bag's instances that stand first in the student's sequence, in that order.
+        student: the student's result; its first K instances are those of ``shown``, further ones are recycled.
+    """
+
+    selection: MaskSelection
+    salience: Float[Tensor, "head instances"]
+    teacher: MILOutput
+    shown: Int[Tensor, " shown"]
+    student: MILOutput
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss terms of one bag (their sum is minimised), and what else is worth a column in the history."""
+    """Loss terms of one bag (their sum is minimised), and what else is worth a column in the history.
+
+    Attributes:
+        terms: named scalars, already weighted.
+        watched: numbers that become columns of the history, averaged over an epoch's steps.
+        mining: what was masked, for methods that mask.
+    """
 
     terms: Mapping[str, Tensor]
     watched: Mapping[str, float] = field(default_factory=dict)
+    mining: Mining | None = None
 
     @property
     def loss(self) -> Float[Tensor, ""]:

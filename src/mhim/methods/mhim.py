@@ -19,21 +19,30 @@ from torch import Tensor, nn
 from mhim.config import ComponentConfig
 from mhim.errors import CheckpointError, ConfigError
 from mhim.masks import MaskStrategy, masks
-from mhim.methods.contract import Method, Step, StepResult, methods
+from mhim.masks.contract import MaskSelection
+from mhim.methods.contract import Method, Mining, Step, StepResult, methods
 from mhim.methods.losses import consistency_loss
-from mhim.models.contract import MILModel
+from mhim.models.contract import MILModel, MILOutput
 
 MaskConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(masks.parse)]
+TeacherScore = Literal["model", "attention", "instance-scores", "class-probability"]
 
 
 class MHIMConfig(ComponentConfig):
     """Options of MHIM v1; the defaults are the published ones for AB-MIL on CAMELYON16."""
 
     mask: MaskConfig = Field(default_factory=lambda: masks.parse("r-ham"), description="mask strategy")
+    teacher_score: TeacherScore = Field(
+        "model",
+        description="what the mask ranks: the aggregator's published v1 score (attention; DSMIL: instance scores), "
+        "the attention, the largest instance score, or the class-aware instance probability of v2",
+    )
     consistency_weight: float = Field(0.1, ge=0, description="weight of the consistency loss (alpha)")
     teacher_temperature: float = Field(0.1, gt=0, description="temperature of the teacher's bag embedding")
     student_temperature: float = Field(1.0, gt=0, description="temperature of the student's bag embedding")
-    momentum: float = Field(0.9999, ge=0, le=1, description="EMA momentum of the teacher")
+    momentum: float = Field(
+        0.9999, ge=0, le=1, description="EMA momentum of the teacher; 0 copies the student, 1 never updates"
+    )
     momentum_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="constant, or half a cosine from momentum to 1 over training"
     )
@@ -88,8 +97,9 @@ class MHIM(Method):
         """Teacher on the whole bag, mask, student on the kept instances, both loss terms."""
         with torch.no_grad():
             seen = self.teacher(features)
-        selection = self.strategy.select(seen.salience, step.progress, step.generator)
-        output = self.model(features[selection.keep_index])
+        salience = teacher_salience(seen, self.config.teacher_score)
+        selection = self.strategy.select(salience, step.progress, step.generator)
+        output, shown = self.student(features, selection, step)
         terms = dict(self.model.losses(output, label))
         if self.config.consistency_weight > 0:
             distance = consistency_loss(
@@ -99,7 +109,13 @@ class MHIM(Method):
                 self.config.student_temperature,
             )
             terms["consistency"] = self.config.consistency_weight * distance
-        return StepResult(terms, {"kept_share": selection.kept_share})
+        return StepResult(terms, {"kept_share": selection.kept_share}, Mining(selection, salience, seen, shown, output))
+
+    def student(
+        self, features: Float[Tensor, "instances in_dim"], selection: MaskSelection, step: Step
+    ) -> tuple[MILOutput, Int[Tensor, " shown"]]:
+        """The student's result, and which instances of the bag stand first in what it saw."""
+        return self.model(features[selection.keep_index]), selection.keep_index
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
@@ -107,6 +123,27 @@ class MHIM(Method):
         momentum = momentum_at(self.config.momentum, self.config.momentum_schedule, step.progress)
         for old, new in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             old.lerp_(new, 1 - momentum)
+
+
+def teacher_salience(seen: MILOutput, score: TeacherScore) -> Float[Tensor, "head instances"]:
+    """The scores (head, N) that the mask ranks.
+
+    ``attention`` keeps the heads of a bag with one embedding, which the mask then fuses; where attention rows
+    belong to classes (one bag embedding each: DSMIL, CLAM-MB), it is their maximum.
+
+    Raises:
+        ConfigError: the aggregator has no such score.
+    """
+    if score == "model":
+        return seen.salience
+    if score == "class-probability":
+        return seen.class_salience
+    values = seen.attention if score == "attention" else seen.instance_scores
+    if values is None:
+        raise ConfigError(f"method.teacher_score is {score}, which this aggregator does not have")
+    if score == "instance-scores":
+        return values.amax(dim=-1)[None]
+    return values.amax(dim=0)[None] if seen.bag_embedding.ndim > 1 else values
 
 
 def momentum_at(momentum: float, schedule: str, progress: float) -> float:
