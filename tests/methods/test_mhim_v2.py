@@ -53,6 +53,16 @@ def bag(n: int = 40) -> torch.Tensor:
     return torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
 
 
+def outputs(shared: Path) -> dict[str, np.ndarray]:
+    with np.load(shared / "golden" / "outputs" / "mhim_v2_outputs.npz") as file:
+        return dict(file)
+
+
+def codes(shared: Path, n: int) -> torch.Tensor:
+    with np.load(shared / "golden" / "inputs" / "bags.npz") as file:
+        return torch.from_numpy(file[f"codes_N{n}"])
+
+
 def reference(shared: Path) -> tuple[Recycler, dict[str, torch.Tensor]]:
     """The published recycler of width 64 with 4 heads of 16 and 5 queries, and its arrays."""
     golden = shared / "golden"
@@ -65,8 +75,7 @@ def reference(shared: Path) -> tuple[Recycler, dict[str, torch.Tensor]]:
         if stem in names:
             state[f"{names[stem]}.{kind}"] = value
     recycler.load_state_dict(state)
-    arrays = np.load(golden / "outputs" / "mhim_v2_outputs.npz")
-    return recycler, {key: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("merge")}
+    return recycler, {key: torch.from_numpy(value) for key, value in outputs(shared).items() if "merge" in key}
 
 
 def test_recycled_tokens_equal_the_reference(shared: Path) -> None:
@@ -107,11 +116,11 @@ def test_a_training_call_equals_the_reference(shared: Path) -> None:
 @pytest.mark.parametrize("n", [1, 7, 255, 500, 3000])
 def test_class_aware_scores_of_abmil_equal_the_reference(shared: Path, n: int, scale: int) -> None:
     golden = shared / "golden"
-    expected = np.load(golden / "outputs" / "mhim_v2_outputs.npz")
+    expected = outputs(shared)
     if f"abmil_score_N{n}_s{scale}_f64" not in expected:
         pytest.skip("kept for independent checks")
     model = import_checkpoint(golden / "checkpoints" / "mhim_v1_abmil_c16_fold0_seed2021.safetensors").model.double()
-    features = torch.from_numpy(np.load(golden / "inputs" / "bags.npz")[f"codes_N{n}"] / scale)
+    features = codes(shared, n).double() / scale
     with torch.no_grad():
         score = teacher_salience(model(features), "class-probability")
     np.testing.assert_allclose(score[0].numpy(), expected[f"abmil_score_N{n}_s{scale}_f64"], rtol=0, atol=1e-9)
@@ -121,8 +130,7 @@ def test_class_aware_scores_of_abmil_equal_the_reference(shared: Path, n: int, s
 def test_scores_of_dsmil_and_transmil_equal_the_reference(shared: Path, n: int) -> None:
     """DSMIL: attn2score on is the largest instance score, off the largest attention."""
     golden = shared / "golden"
-    expected = np.load(golden / "outputs" / "mhim_v2_outputs.npz")
-    codes = torch.from_numpy(np.load(golden / "inputs" / "bags.npz")[f"codes_N{n}"])
+    expected = outputs(shared)
     cases = {
         "dsmil_score_attn2score1": ("mhim_v1_dsmil_c16_fold0_seed2021", "class-probability"),
         "dsmil_score_attn2score0": ("mhim_v1_dsmil_c16_fold0_seed2021", "attention"),
@@ -134,14 +142,14 @@ def test_scores_of_dsmil_and_transmil_equal_the_reference(shared: Path, n: int) 
         model = import_checkpoint(golden / "checkpoints" / f"{checkpoint}.safetensors").model
         scales = [64] if name.startswith("transmil") else [512, 64]
         with torch.no_grad():
-            found = [teacher_salience(model(codes.float() / scale), score)[0].numpy() for scale in scales]
+            found = [teacher_salience(model(codes(shared, n).float() / scale), score)[0].numpy() for scale in scales]
         errors = [float(np.abs(each / expected[f"{name}_N{n}"] - 1).max()) for each in found]
         assert min(errors) < 1e-4, (name, errors)
 
 
 def test_the_example_that_can_be_checked_by_hand(shared: Path) -> None:
     """softmax_c(w_c . a_i z_i), its maximum over classes; the bias has no effect."""
-    arrays = np.load(shared / "golden" / "outputs" / "mhim_v2_outputs.npz")
+    arrays = outputs(shared)
     scaled = torch.from_numpy(arrays["tiny_attn"][:, None] * arrays["tiny_feat"])
     score = (scaled @ torch.from_numpy(arrays["tiny_W"]).T).softmax(dim=-1).amax(dim=-1)
     np.testing.assert_allclose(score.numpy(), arrays["tiny_score"], rtol=1e-6)
@@ -170,7 +178,9 @@ def test_recycling_does_not_depend_on_the_order() -> None:
     assert_close(recycler(rest), recycler(rest[torch.randperm(9)]))
 
 
-@pytest.mark.parametrize(("count", "ratio", "kept"), [(100, 0.8, 80), (7, 0.5, 3), (1, 0.2, 1), (3, 0.2, 1), (9, 1.0, 9)])
+@pytest.mark.parametrize(
+    ("count", "ratio", "kept"), [(100, 0.8, 80), (7, 0.5, 3), (1, 0.2, 1), (3, 0.2, 1), (9, 1.0, 9)]
+)
 def test_how_many_stay(count: int, ratio: float, kept: int) -> None:
     stay, rest = split_kept(count, ratio, "ascending", torch.Generator().manual_seed(1))
     assert len(stay) == kept
