@@ -56,6 +56,7 @@ class Mining:
         teacher: the teacher's result for the whole bag.
         shown: (K,) int64, the bag's instances that stand first in the student's sequence, in that order.
         student: the student's result; its first K instances are those of ``shown``, further ones are recycled.
+        student_salience: (head, K or more) the student's own scores of the same kind, without gradient.
     """
 
     selection: MaskSelection
@@ -63,6 +64,7 @@ class Mining:
     teacher: MILOutput
     shown: Int[Tensor, " shown"]
     student: MILOutput
+    student_salience: Float[Tensor, "head sequence"]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,9 @@ class MHIM(Method):
                 self.config.student_temperature,
             )
             terms["consistency"] = self.config.consistency_weight * distance
-        return StepResult(terms, {"kept_share": selection.kept_share}, Mining(selection, salience, seen, shown, output))
+        own = teacher_salience(output, self.config.teacher_score).detach()
+        mining = Mining(selection, salience, seen, shown, output, own)
+        return StepResult(terms, {"kept_share": selection.kept_share}, mining)
 
     def student(
         self, features: Float[Tensor, "instances in_dim"], selection: MaskSelection, step: Step

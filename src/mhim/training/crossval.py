@@ -20,7 +20,7 @@ from mhim.artefacts import read_json, sort_safetensors_header, write_json, write
 from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort, read_cohort
 from mhim.config import fingerprint, to_yaml
-from mhim.errors import ArtefactError, CheckpointError
+from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
 from mhim.models import MILModel, models
@@ -28,6 +28,7 @@ from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
 from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
+from mhim.training.monitor import MiningMonitor
 from mhim.training.runs import RunConfig, read_predictions, write_table
 
 
@@ -56,18 +57,38 @@ def plan_run(config: RunConfig) -> RunPlan:
     Raises:
         CohortError, FeatureError, ConfigError: one line that names the file and the fix.
     """
+    check_recipe(config)
     everyone, splits = read_cohort(config.cohort), read_splits(config.splits)
     splits.check(everyone, config.splits)
     cohort, features = check_features(BagStore(config.features, everyone), config.allow_missing)
     if len(cohort) < len(everyone):
         splits = splits.only(cohort.case_labels())
         splits.check(cohort, config.splits)
+    return plan_on(config, cohort, features, splits)
+
+
+def plan_on(config: RunConfig, cohort: Cohort, features: CohortFeatures, splits: Splits) -> RunPlan:
+    """The plan of a run on data and folds that have been checked already."""
     folds = fingerprint([[fold.train, fold.val, fold.test] for fold in splits.folds])
     baseline = None
     if methods[config.method.name].needs_baseline(config.method):
         plain = config.model_copy(update={"method": methods.parse("supervised")})
         baseline = RunPlan(plain, cohort, features, splits, plain.identity(features.data_fingerprint, folds))
     return RunPlan(config, cohort, features, splits, config.identity(features.data_fingerprint, folds), baseline)
+
+
+def check_recipe(config: RunConfig) -> None:
+    """Build model and method once, before any data is read, so that options that do not fit together fail at once.
+
+    Raises:
+        ConfigError: for instance a student start that the aggregator has no layers for.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model, baseline = (models.build(config.model, 8, 2) for _ in range(2))
+        except ConfigError:  # it may need another width or more classes; the data will tell
+            return
+        methods.build(config.method, model, baseline)
 
 
 def missing_folds(plan: RunPlan, out: Path) -> list[int]:
@@ -235,8 +256,11 @@ def _train_fold(
     model = build_model(plan, generator)
     if config.train.standardise:
         model.standardise(*feature_statistics(train))
-    method = methods.build(config.method, model, start)
-    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        method = methods.build(config.method, model, start)
+    monitor = MiningMonitor(store.truth) if config.train.watch else None
+    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch), monitor)
     model.load_state_dict(result.state)
     write_fold(plan, fold, out / f"fold_{fold_index}", model, result, val, store.part(fold.test))
 

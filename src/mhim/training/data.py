@@ -62,6 +62,11 @@ class BagStore:
         features = torch.from_numpy(self.bag(row.slide_id).features)
         return LabelledBag(row.slide_id, row.case_id, features, torch.tensor(self.cohort.label_index(row)))
 
+    def truth(self, slide_id: str) -> Tensor | None:
+        """Instance truth (N,) of a slide, where its bag has one; for those who watch, never for those who train."""
+        share = self.bag(slide_id).annotation_fraction
+        return None if share is None else torch.from_numpy(share)
+
     def part(self, cases: Sequence[str]) -> BagSet:
         """The slides of some cases."""
         return BagSet(self, tuple(self.cohort.of_cases(cases)))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mhim.config import Settings
@@ -18,6 +18,7 @@ from mhim.methods import Method, Step
 from mhim.metrics import Predictions, auroc
 from mhim.models import MILModel
 from mhim.training.data import BagSet
+from mhim.training.monitor import MiningMonitor
 
 
 class TrainConfig(Settings):
@@ -35,18 +36,26 @@ class TrainConfig(Settings):
     select_by: Literal["auroc", "loss"] = Field(
         "auroc", description="validation score that picks the epoch; equal AUROCs are ranked by loss"
     )
+    choose_from: int = Field(0, ge=0, description="first epoch that validation may choose")
+    watch: bool = Field(True, description="take numbers about the mining each epoch; changes nothing else")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
+
+    @model_validator(mode="after")
+    def _chooses_an_epoch(self) -> TrainConfig:
+        if self.choose_from >= self.epochs:
+            raise ValueError(f"choose_from {self.choose_from} leaves none of {self.epochs} epochs to choose")
+        return self
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the history. ``terms`` are mean training losses, ``watched`` what the method reports."""
+    """One row of the history. ``terms`` are mean training losses, ``watched`` what method and monitor report."""
 
     epoch: int
     lr: float
     terms: dict[str, float]
-    watched: dict[str, float]
+    watched: dict[str, float | None]
     val_loss: float
     val_auroc: float | None
 
@@ -87,6 +96,7 @@ def fit(
     config: TrainConfig,
     generator: torch.Generator,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    monitor: MiningMonitor | None = None,
 ) -> FitResult:
     """Train a method, one bag a step, and keep the weights of the best validation epoch.
 
@@ -98,6 +108,7 @@ def fit(
         generator: CPU generator of bag order and masks. Dropout draws from torch's global generator,
             which is seeded from this one and restored afterwards.
         on_epoch: called after each epoch.
+        monitor: watches what is masked.
 
     Raises:
         FeatureError: a loss or a prediction that is not finite; names the slide.
@@ -113,12 +124,14 @@ def fit(
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
-            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator)
+            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor)
             schedule.step()
             predictions, loss = predict(method.model, val)
             history.append(Epoch(index, lr, terms, watched, loss, auroc(predictions)))
             on_epoch(history[-1])
-            if index == 0 or history[-1].score(config.select_by) > history[best].score(config.select_by):
+            if index <= config.choose_from or history[-1].score(config.select_by) > history[best].score(
+                config.select_by
+            ):
                 best = index
                 state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
             if index - best >= config.patience and index + 1 >= config.min_epochs:
@@ -133,7 +146,8 @@ def train_epoch(
     epoch: int,
     epochs: int,
     generator: torch.Generator,
-) -> tuple[dict[str, float], dict[str, float]]:
+    monitor: MiningMonitor | None = None,
+) -> tuple[dict[str, float], dict[str, float | None]]:
     """One pass over the bags in random order; mean loss terms and mean watched values.
 
     Raises:
@@ -148,10 +162,13 @@ def train_epoch(
     for position, index in enumerate(order):
         bag = train[index]
         step = Step(epoch * len(train) + position, epochs * len(train), generator)
-        features = method.model.check(bag.features)
+        features, label, shuffle = method.model.check(bag.features), bag.label.to(device), None
         if method.model.shuffles_in_training:
-            features = features[torch.randperm(len(features), generator=generator).to(device)]
-        result = method.step(features, bag.label.to(device), step)
+            shuffle = torch.randperm(len(features), generator=generator).to(device)
+            features = features[shuffle]
+        result = method.step(features, label, step)
+        if monitor is not None and result.mining is not None:
+            monitor.observe(bag.slide_id, label, result.mining, shuffle)
         optimiser.zero_grad(set_to_none=True)
         loss = result.loss
         losses.append(loss.detach())
@@ -167,7 +184,8 @@ def train_epoch(
         slide_id = train.rows[order[finite.index(False)]].slide_id
         raise FeatureError(f"slide {slide_id}: the training loss is not finite in epoch {epoch}; lower train.lr")
     means = {name: float(value) / len(train) for name, value in terms.items()}
-    return means, {name: value / len(train) for name, value in watched.items()}
+    seen = {} if monitor is None else monitor.finish_epoch()
+    return means, {name: value / len(train) for name, value in watched.items()} | seen
 
 
 @torch.inference_mode()

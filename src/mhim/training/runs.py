@@ -54,7 +54,7 @@ class RunConfig(Settings):
     def identity(self, data_fingerprint: str, splits_fingerprint: str) -> str:
         """What makes two runs the same: model, method, optimisation, seed, data and folds.
 
-        Paths, device and threads are not part of it.
+        Paths, device, threads and what is watched are not part of it.
         """
         return fingerprint([*self._recipe(), self.seed, data_fingerprint, splits_fingerprint])
 
@@ -64,7 +64,7 @@ class RunConfig(Settings):
         return fingerprint(self._recipe())
 
     def _recipe(self) -> list[dict[str, Any]]:
-        train = self.train.model_dump(mode="json", exclude={"device", "threads"})
+        train = self.train.model_dump(mode="json", exclude={"device", "threads", "watch"})
         return [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
 
 
