@@ -19,9 +19,9 @@ class SynthConfig(Settings):
     tissue_fraction_min: float = Field(0.32, ge=0.1, le=0.6, description="Least tissue on a slide, as a share of it.")
     tissue_fraction_max: float = Field(0.48, ge=0.1, le=0.6, description="Most tissue on a slide, as a share of it.")
     tumour_fraction_min: float = Field(
-        0.004, ge=0.0025, le=0.3, description="Least tumour of a positive slide's tissue."
+        0.005, ge=0.0025, le=0.3, description="Least tumour of a positive slide's tissue."
     )
-    tumour_fraction_max: float = Field(0.08, ge=0.0025, le=0.3, description="Most tumour of a positive slide's tissue.")
+    tumour_fraction_max: float = Field(0.09, ge=0.0025, le=0.3, description="Most tumour of a positive slide's tissue.")
     focus_um2_min: float = Field(
         4600,
         ge=1000,
@@ -29,7 +29,7 @@ class SynthConfig(Settings):
         description="Least area of each kind of tumour that a slide has [um2]; wins over the share.",
     )
     subtle_only_fraction: float = Field(
-        0.5, ge=0, le=1, description="Share of positive slides with subtle tumour only."
+        0.15, ge=0, le=1, description="Share of positive slides with subtle tumour only."
     )
     mpp_a: float = Field(0.5, ge=0.2, le=2.1, description="Scale of scanner A [um per pixel].")
     mpp_b: float = Field(0.46, ge=0.2, le=2.1, description="Scale of scanner B [um per pixel].")
