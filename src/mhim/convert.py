@@ -1,15 +1,18 @@
 """Features made by other tools, brought into bag files and a cohort table.
 
-Two sources: a folder with one file per slide (CLAM, TRIDENT, STAMP, plain ``.pt``), and a feature
-matrix with tables that say which rows make which bag.
+Two sources: a folder with one file per slide (CLAM, TRIDENT, STAMP, AtlasPatch, plain tensors and
+arrays), and a feature matrix with tables that say which rows make which bag.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -26,6 +29,7 @@ from mhim.errors import ArtefactError, ConfigError, FeatureError
 
 FEATURE_KEYS = ("features", "feats")
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
+HDF5_MAGIC, NUMPY_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY"
 
 
 class ConvertConfig(Settings):
@@ -35,6 +39,7 @@ class ConvertConfig(Settings):
     mpp: float | None = Field(None, gt=0, description="micrometres per pixel of the tiles")
     slide_mpp: float | None = Field(None, gt=0, description="micrometres per level-0 pixel, for coordinates in um")
     tile_size_px0: float | None = Field(None, gt=0, description="side of a tile in level-0 pixels")
+    coords_unit: Literal["px0", "um"] | None = Field(None, description="unit of coordinates that do not say theirs")
     precision: str = Field("float16", pattern="^float(16|32)$", description="dtype of the stored features")
 
 
@@ -62,13 +67,21 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
         overwrite: replace bags of another input or configuration.
 
     Raises:
-        FeatureError: no such folder, or nothing to convert.
+        FeatureError: no such folder, nothing to convert, or two files of one slide.
+        ArtefactError: ``out`` is the source.
     """
     if not source.is_dir():
         raise FeatureError(f"{source}: no such folder of feature files")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+    if out.resolve() == source.resolve():
+        raise ArtefactError(f"{out}: is the folder to convert; give another --out")
+    files = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         raise FeatureError(f"{source}: no feature files here (looked for {' '.join(SUFFIXES)})")
+    for first, second in itertools.pairwise(sorted(files, key=lambda path: path.stem)):
+        if first.stem == second.stem:
+            raise FeatureError(f"{source}: {first.name} and {second.name} are of one slide; keep one of them")
 
     def work(path: Path) -> Outcome:
         identity = _identity(config, quick_digest(path))
@@ -89,23 +102,58 @@ def read_foreign(
     """Features (N, D), level-0 coordinates (N, 2) or None, and attributes of one foreign file.
 
     Raises:
-        FeatureError: unreadable, or of a layout that is not known.
+        FeatureError: unreadable, of a layout that is not known, or with coordinates of unknown unit.
     """
-    if path.suffix.lower() == ".pt":
-        return _squeeze(path, _read_pt(path)), None, {}
-    if path.suffix.lower() == ".npy":
-        return _squeeze(path, np.load(path, allow_pickle=False)), None, {}
+    with path.open("rb") as handle:
+        magic = handle.read(8)
+    if magic == HDF5_MAGIC:
+        features, coords, said = _read_hdf5(path, config)
+    elif magic.startswith(NUMPY_MAGIC):
+        features, coords, said = _read_numpy(path), None, {}
+    else:
+        features, coords = _read_pt(path)
+        said = {}
+    features = _squeeze(path, features)
+    return features, None if coords is None else _to_px0(path, coords, said, config), _known_attributes(said, config)
+
+
+def _read_hdf5(path: Path, config: ConvertConfig) -> tuple[NDArray[Any], NDArray[Any] | None, dict[str, Any]]:
     try:
         with h5py.File(path, "r") as file:
-            key = next((key for key in FEATURE_KEYS if isinstance(file.get(key), h5py.Dataset)), None)
-            if key is None:
-                raise FeatureError(f"{path}: no dataset 'features' or 'feats' (found: {', '.join(file) or 'nothing'})")
-            features = _squeeze(path, np.asarray(file[key]))
-            coords = np.asarray(file["coords"]) if "coords" in file else None
-            said = dict(file.attrs) | (dict(file["coords"].attrs) if coords is not None else {})
+            stored = _stored_features(path, file, config)
+            coords = file.get("coords")
+            said: dict[str, Any] = {**file.attrs, **stored.attrs}
+            if stored.parent.name != "/":
+                said.setdefault("encoder", str(stored.name).rpartition("/")[2])
+            if not isinstance(coords, h5py.Dataset):
+                return stored[()], None, said
+            said |= dict(coords.attrs)
+            if stored.name == "/feats":
+                said.setdefault("unit", None)  # STAMP: pixels or micrometres, older files do not say
+            return stored[()], coords[()], said
     except OSError as error:
         raise FeatureError(f"{path}: not a readable HDF5 file ({error})") from None
-    return features, None if coords is None else _to_px0(path, coords, said, config), _known_attributes(said)
+
+
+def _stored_features(path: Path, file: h5py.File, config: ConvertConfig) -> h5py.Dataset:
+    for key in FEATURE_KEYS:
+        found = file.get(key)
+        if isinstance(found, h5py.Dataset):
+            return found
+        if isinstance(found, h5py.Group):  # AtlasPatch: one array per encoder
+            name = next(iter(found)) if config.encoder is None and len(found) == 1 else config.encoder
+            inner = found.get(name) if name is not None else None
+            if not isinstance(inner, h5py.Dataset):
+                raise FeatureError(f"{path}: '{key}' holds {', '.join(found) or 'nothing'}; choose with --encoder")
+            return inner
+    raise FeatureError(f"{path}: no dataset 'features' or 'feats' (found: {', '.join(file) or 'nothing'})")
+
+
+def _read_numpy(path: Path) -> NDArray[Any]:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise FeatureError(f"{path}: not an array file that can be read safely ({error})") from None
 
 
 def _squeeze(path: Path, features: NDArray[Any]) -> NDArray[Any]:
@@ -116,39 +164,53 @@ def _squeeze(path: Path, features: NDArray[Any]) -> NDArray[Any]:
     return features
 
 
-def _read_pt(path: Path) -> NDArray[Any]:
+def _read_pt(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     import torch
 
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises many kinds; the file is named and refused)
         raise FeatureError(f"{path}: not a tensor file that can be read safely ({type(error).__name__})") from None
+    coords = value.get("coords") if isinstance(value, Mapping) else None
     if isinstance(value, Mapping):
         value = next((value[key] for key in FEATURE_KEYS if key in value), None)
     if not isinstance(value, torch.Tensor):
         raise FeatureError(f"{path}: holds no tensor of features")
-    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    value = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
+    return value.numpy(), coords.detach().numpy() if isinstance(coords, torch.Tensor) else None
 
 
 def _to_px0(path: Path, coords: NDArray[Any], said: Mapping[str, Any], config: ConvertConfig) -> NDArray[np.int64]:
+    """Coordinates in level-0 pixels. CLAM, TRIDENT and AtlasPatch store those; STAMP stores micrometres."""
+    if coords.ndim < 2 or coords.shape[-1] < 2 or not np.isfinite(coords).all():
+        raise FeatureError(f"{path}: coordinates of shape {coords.shape} are not finite pairs x, y")
+    unit = said["unit"] if said.get("unit") is not None else config.coords_unit
+    if unit is None and "unit" in said:
+        raise FeatureError(f"{path}: coordinates have no unit; give --coords-unit um or --coords-unit px0")
+    if unit not in (None, "um", "px0", "px"):
+        raise FeatureError(f"{path}: coordinates are in '{unit}', expected um or level-0 pixels")
     coords = coords.reshape(-1, coords.shape[-1])[:, :2]
-    if said.get("unit") == "um":
+    if unit == "um":
         if config.slide_mpp is None:
             raise FeatureError(f"{path}: coordinates are in micrometres; give --slide-mpp to turn them into pixels")
         coords = coords / config.slide_mpp
     return np.rint(coords).astype(np.int64)
 
 
-def _known_attributes(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Our attributes from those of CLAM (patch_size x downsample), TRIDENT and STAMP."""
+def _known_attributes(said: Mapping[str, Any], config: ConvertConfig) -> dict[str, Any]:
+    """Our attributes from those of CLAM (patch_size x downsample), TRIDENT, AtlasPatch and STAMP (tile_size_um)."""
     found: dict[str, Any] = {}
     if "patch_size_level0" in said:
         found["tile_size_level0"] = float(said["patch_size_level0"])
     elif "patch_size" in said and "downsample" in said:
         found["tile_size_level0"] = float(said["patch_size"]) * float(np.max(said["downsample"]))
+    elif "tile_size_um" in said and config.slide_mpp is not None:
+        found["tile_size_level0"] = float(said["tile_size_um"]) / config.slide_mpp
     for ours, theirs in (("tile_size_px", "tile_size_px"), ("tile_size_px", "patch_size"), ("overlap", "overlap")):
         if theirs in said:
             found.setdefault(ours, int(said[theirs]))
+    if "tile_size_um" in said and "tile_size_px" in said:
+        found["mpp"] = float(said["tile_size_um"]) / float(said["tile_size_px"])
     for key in ("level0_width", "level0_height"):
         if key in said:
             found[key] = int(said[key])
@@ -182,6 +244,32 @@ def convert_tables(
         FeatureError, ConfigError: a missing file or column, or rows outside the matrix.
     """
     features = _read_matrix(matrix)
+    records = _chosen_bags(bags, columns)
+    facts = _read_table(instances, [columns.x, columns.y, columns.truth]) if instances else None
+    if facts is not None and len(facts) != len(features):
+        raise FeatureError(f"{instances}: {len(facts)} rows, but {matrix} has {len(features)}")
+    source = fingerprint([quick_digest(path) for path in (matrix, bags, instances) if path is not None])
+    identity = _identity(config, fingerprint([source, columns.model_dump()]))
+    cohort = _cohort_csv(records, columns)
+    _check_cohort(out / "cohort.csv", cohort, overwrite)
+
+    def work(record: dict[str, str]) -> Outcome:
+        target = out / "features" / f"{record[columns.bag_id]}.h5"
+        if is_current(target, identity, overwrite):
+            return Outcome.SKIPPED
+        rows = _rows_of(bags, record, columns, len(features))
+        xy_px0, truth = _facts_of(facts, columns, rows)
+        bag = Bag(record[columns.bag_id], features[rows], xy_px0, _attributes(config, identity), truth)
+        save_bag(target, bag, config.precision)
+        return Outcome.DONE
+
+    result = run_batch(records, work, name=lambda record: str(record[columns.bag_id]), label="converting")
+    write_text(out / "cohort.csv", cohort)
+    return result
+
+
+def _chosen_bags(bags: Path, columns: TableConfig) -> list[dict[str, str]]:
+    """The rows of the bag table that ``columns.where`` selects, one per bag."""
     table = _read_table(bags, [columns.bag_id, columns.label, columns.rows, columns.case_id, columns.fold])
     for key, value in columns.where.items():
         if key not in table.columns:
@@ -189,45 +277,58 @@ def convert_tables(
         table = table.loc[table[key] == value]
     if table.empty:
         raise ConfigError(f"{bags}: no bag has {columns.where}")
-    facts = _read_table(instances, [columns.x, columns.y, columns.truth]) if instances else None
-    if facts is not None and len(facts) != len(features):
-        raise FeatureError(f"{instances}: {len(facts)} rows, but {matrix} has {len(features)}")
-    source = fingerprint([quick_digest(path) for path in (matrix, bags, instances) if path is not None])
-    identity = _identity(config, fingerprint([source, columns.model_dump()]))
-    records = table.to_dict("records")
+    _check_bag_names(bags, list(table[columns.bag_id]))
+    return table.to_dict("records")
 
-    def work(record: dict[str, str]) -> Outcome:
-        target = out / "features" / f"{record[columns.bag_id]}.h5"
-        if is_current(target, identity, overwrite):
-            return Outcome.SKIPPED
-        rows = np.array(record[columns.rows].split(), dtype=np.int64)
-        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(features):
-            raise FeatureError(f"{bags}: bag {record[columns.bag_id]} names no rows, or rows outside {matrix.name}")
-        xy_px0, truth = _facts_of(facts, columns, rows)
-        bag = Bag(record[columns.bag_id], features[rows], xy_px0, _attributes(config, identity), truth)
-        save_bag(target, bag, config.precision)
-        return Outcome.DONE
 
-    result = run_batch(records, work, name=lambda record: str(record[columns.bag_id]), label="converting")
-    write_text(out / "cohort.csv", _cohort_csv(records, columns))
-    return result
+def _check_bag_names(bags: Path, names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{bags}: bag {repeated[0]} has more than one row; choose one with --where column=value")
+    for name in names:
+        if not name or "/" in name or "\\" in name:
+            raise ConfigError(f"{bags}: '{name}' cannot name a bag file; give the bare name")
+
+
+def _check_cohort(path: Path, text: str, overwrite: bool) -> None:
+    if path.exists() and not overwrite and path.read_text(encoding="utf-8") != text:
+        raise ArtefactError(f"{path}: exists with other rows; give another --out, or --overwrite")
+
+
+def _rows_of(bags: Path, record: Mapping[str, str], columns: TableConfig, count: int) -> NDArray[np.int64]:
+    name, text = record[columns.bag_id], record[columns.rows]
+    try:
+        rows = np.array([int(number) for number in text.split()], dtype=np.int64)
+    except ValueError:
+        raise FeatureError(f"{bags}: bag {name}: '{columns.rows}' holds more than whole numbers") from None
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= count:
+        raise FeatureError(f"{bags}: bag {name} names no rows, or rows outside the matrix of {count}")
+    return rows
 
 
 def _read_matrix(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise FeatureError(f"{path}: no such file")
-    with np.load(path, allow_pickle=False) as loaded:
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        if "features" not in loaded:
-            raise FeatureError(f"{path}: no array 'features' (found: {', '.join(loaded)})")
-        return loaded["features"]
+    try:
+        with path.open("rb") as handle:
+            loaded = np.load(handle, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return _squeeze(path, loaded)
+            if "features" not in loaded:
+                raise FeatureError(f"{path}: no array 'features' (found: {', '.join(loaded)})")
+            return _squeeze(path, loaded["features"])
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise FeatureError(f"{path}: not a matrix that can be read safely ({error})") from None
 
 
 def _read_table(path: Path, needed: Sequence[str | None]) -> pd.DataFrame:
     if not path.is_file():
         raise FeatureError(f"{path}: no such table")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise FeatureError(f"{path}: not a readable CSV table ({error})") from None
+    table = table.fillna("")  # cells that a short row lacks
     for column in needed:
         if column is not None and column not in table.columns:
             raise ConfigError(f"{path}: no column '{column}' (found: {', '.join(table.columns)})")
@@ -287,7 +388,10 @@ def is_current(target: Path, identity: Mapping[str, str], overwrite: bool) -> bo
     """
     if not target.exists() or overwrite:
         return False
-    attributes = read_attributes(target)
+    try:
+        attributes = read_attributes(target)
+    except FeatureError:
+        raise ArtefactError(f"{target}: exists and is no bag file; give another --out, or --overwrite") from None
     for key, value in identity.items():
         if attributes.get(key) != value:
             what = key.removesuffix("_fingerprint").replace("config", "configuration")

@@ -40,13 +40,14 @@ def convert(
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
     slide_mpp: Annotated[float | None, typer.Option(help="Micrometres per level-0 pixel.")] = None,
     tile_size_px0: Annotated[float | None, typer.Option(help="Side of a tile, level-0 pixels.")] = None,
+    coords_unit: Annotated[str | None, typer.Option(help="px0 or um, for coordinates without a unit.")] = None,
     precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Bring features of other tools into bag files.
 
-    A folder of per-slide files (CLAM, TRIDENT, STAMP, plain tensors) gives one bag each. A feature
+    A folder of per-slide files (CLAM, TRIDENT, STAMP, AtlasPatch, plain tensors) gives one bag each. A feature
     matrix with a bag table gives OUT/features and OUT/cohort.csv.
     """
     from mhim.config import validate
@@ -58,6 +59,7 @@ def convert(
         "mpp": mpp,
         "slide_mpp": slide_mpp,
         "tile_size_px0": tile_size_px0,
+        "coords_unit": coords_unit,
         "precision": precision,
     }
     config = validate(ConvertConfig, known, "convert")
