@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mhim.batch import console, progress_bar
+from mhim.batch import progress_bar
 from mhim.cli.shared import (
     ConfigOption,
     DryRun,
@@ -17,6 +17,7 @@ from mhim.cli.shared import (
     examples,
     load_plugins,
     print_table,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -60,19 +61,16 @@ def split(
     values = {"folds": folds, "val_fraction": val_fraction, "seed": seed, "use_fold_column": use_fold_column}
     splits = make_splits(read_cohort(cohort), validate(SplitConfig, values, "split"))
     for fold in splits.folds:
-        console.print(
-            f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases",
-            highlight=False,
-        )
+        say(f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases")
     if dry_run:
         return
     if out.exists() and not overwrite:
         if read_splits(out) == splits:
-            console.print(f"{out} already holds these folds")
+            say(f"{out} already holds these folds")
             return
         raise ArtefactError(f"{out}: holds other folds; give another --out, or --overwrite")
     write_splits(out, splits)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def train(
@@ -102,14 +100,14 @@ def train(
     from --baseline when it is the same cohort, splits and seed.
     """
     from mhim.evaluation import summarise, table_rows, write_metrics
-    from mhim.training.crossval import clear_run, missing_folds, plan_run, require_baseline
+    from mhim.training.crossval import clear_run, plan_run
     from mhim.training.runs import open_run
 
     load_plugins(plugin)
     options = {
-        "cohort": cohort and str(cohort.resolve()),
-        "features": features and str(features.resolve()),
-        "splits": splits and str(splits.resolve()),
+        "cohort": cohort and str(cohort),
+        "features": features and str(features),
+        "splits": splits and str(splits),
         "model": model and {"name": model},
         "method": method and {"name": method},
         "seed": seed,
@@ -117,23 +115,47 @@ def train(
         "allow_missing": allow_missing or None,
     }
     plan = plan_run(_run_config(config, options, set_ or []))
-    if baseline is not None and plan.baseline is not None:
-        require_baseline(baseline, plan.baseline)
-    if overwrite and not dry_run:
-        clear_run(out)
-    for stage, part in plan.stages:
-        todo = missing_folds(part, out / stage)
-        console.print(f"{part.config.title}: {len(todo)} of {len(part.splits.folds)} folds to train", highlight=False)
-    _say_about_data(plan)
+    if baseline is not None:
+        _check_baseline(baseline, plan, out, overwrite)
+    _say_plan(plan, out, baseline, overwrite)
     if dry_run:
         return
+    if overwrite:
+        clear_run(out)
     _train_stages(plan, out, baseline, workers)
-    runs = [open_run(path) for path in ((baseline or out / "baseline"), out) if (path / "run.json").is_file()]
-    for run in runs:
-        if run.path != baseline:
-            write_metrics(run)
-    print_table(*table_rows(summarise(runs)))
-    console.print(f"wrote {out}", highlight=False)
+    folders = {stage: out / stage for stage, _ in plan.stages}
+    for folder in folders.values() if baseline is None else [out]:
+        write_metrics(open_run(folder))
+    if baseline is not None:
+        folders["baseline"] = baseline
+    print_table(*table_rows(summarise([open_run(folder) for folder in folders.values()])))
+    say(f"wrote {out}")
+
+
+def _check_baseline(baseline: Path, plan: RunPlan, out: Path, overwrite: bool) -> None:
+    from mhim.errors import ConfigError
+    from mhim.training.crossval import require_baseline
+
+    if plan.baseline is None:
+        raise ConfigError(f"--baseline {baseline}: {plan.config.title} starts from no baseline; leave it out")
+    if overwrite and baseline.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"--baseline {baseline}: --overwrite would remove it with {out}; give another --out")
+    require_baseline(baseline, plan.baseline)
+
+
+def _say_plan(plan: RunPlan, out: Path, baseline: Path | None, overwrite: bool) -> None:
+    """Say what would be trained, and which bags are not used."""
+    from mhim.training.crossval import missing_folds
+
+    for stage, part in plan.stages:
+        if stage == "baseline" and baseline is not None:
+            continue
+        total = len(part.splits.folds)
+        todo = total if overwrite else len(missing_folds(part, out / stage))
+        say(f"{part.config.title}: {todo} of {total} folds to train")
+    extra = plan.features.unlabelled
+    if extra:
+        say(f"note: {len(extra)} bags have no row in {plan.cohort.source} and are not used (first: {extra[0]})")
 
 
 def _run_config(file: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:
@@ -150,14 +172,9 @@ def _run_config(file: Path | None, options: dict[str, Any], assignments: list[st
     missing = [f"--{key}" for key in ("cohort", "features", "splits") if not values.get(key)]
     if missing:
         raise ConfigError(f"train: give {', '.join(missing)}, or a configuration file with --config")
-    return validate(RunConfig, values, str(file or "train"))
-
-
-def _say_about_data(plan: RunPlan) -> None:
-    extra = plan.features.unlabelled
-    if extra:
-        source = plan.cohort.source
-        console.print(f"note: {len(extra)} bags have no row in {source} and are not used (first: {extra[0]})")
+    config = validate(RunConfig, values, str(file or "train"))
+    places = {key: getattr(config, key).resolve() for key in ("cohort", "features", "splits")}
+    return config.model_copy(update=places)
 
 
 def _train_stages(plan: RunPlan, out: Path, baseline: Path | None, workers: int) -> None:
@@ -188,6 +205,7 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")],
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table in Markdown here.")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Score runs on their test parts: metrics with case-bootstrap intervals, differences on the same draws.
 
@@ -197,6 +215,7 @@ def evaluate(
     from mhim.evaluation import markdown_table, summarise, table_rows, write_metrics
     from mhim.training.runs import open_run
 
+    load_plugins(plugin)
     opened = [open_run(path) for path in runs]
     for run in opened:
         write_metrics(run, resamples)
@@ -204,4 +223,4 @@ def evaluate(
     print_table(*table_rows(summaries))
     if markdown is not None:
         write_text(markdown, markdown_table(summaries))
-        console.print(f"wrote {markdown}", highlight=False)
+        say(f"wrote {markdown}")

@@ -12,6 +12,7 @@ from mhim.batch import BatchResult, console, print_result
 from mhim.errors import MhimError
 
 INTERRUPTED = 130
+PIPE_WIDTH = 140
 
 OutputDir = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 SetOption = Annotated[
@@ -62,30 +63,50 @@ def version_option(
 def run_app(app: typer.Typer) -> int:
     """Run the program; the exit code, with errors printed as one line."""
     try:
-        app(standalone_mode=True)
+        return _run(app)
     except MhimError as error:
-        console.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False)
+        _print_error(str(error))
+        return 1
+    except OSError as error:
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; what is finished is kept, run the same command again to go on")
+        say("interrupted; what is finished is kept, run the same command again to go on")
         return INTERRUPTED
+
+
+def _print_error(text: str) -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold red]error[/] {escape(' '.join(text.split()))}", highlight=False)
+
+
+def _run(app: typer.Typer) -> int:
+    """Run the program; typer turns Ctrl-C and usage errors into exit codes."""
+    try:
+        app(standalone_mode=True)
     except SystemExit as stop:
-        return int(stop.code) if isinstance(stop.code, int) else 0
+        if stop.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def say(text: str) -> None:
+    """Print one line on standard error, as it is."""
+    console.print(text, markup=False, highlight=False)
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print a table of texts on standard output."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=False).print(table)
+        table.add_row(*map(escape, row))
+    output = Console()
+    if not output.is_terminal:
+        output.width = PIPE_WIDTH
+    output.print(table)
