@@ -15,7 +15,7 @@ SOURCE = Path(mhim.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("mhim", "errors"),
     ("config", "artefacts"),
-    ("registry", "batch", "pool"),
+    ("registry", "batch", "pool", "presets"),
     ("bag", "cohort"),
     ("resume", "splits", "metrics", "models", "masks"),
     ("resampling", "slides", "synth", "methods", "checkpoint"),

@@ -13,6 +13,7 @@ from mhim.cli.shared import (
     DryRun,
     Overwrite,
     Plugin,
+    PresetOption,
     SetOption,
     examples,
     load_plugins,
@@ -21,7 +22,10 @@ from mhim.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mhim.training.crossval import RunPlan
+    from mhim.training.runs import RunConfig
 
 CohortOption = Annotated[Path, typer.Option("--cohort", help="Cohort table: slide_id, case_id, label.")]
 
@@ -34,6 +38,7 @@ def add_to(app: typer.Typer) -> None:
             "mhim train --cohort cohort.csv --features features --splits splits.csv -o runs/mhim",
             "mhim train ... --method supervised -o runs/abmil",
             "mhim train ... --set model.gated=true --set method.mask.name=lr-ham -o runs/lr-ham",
+            "mhim train ... --preset iccv2023/transmil-camelyon16 -o runs/transmil",
             "mhim train -c run.yaml -o runs/again",
         )
     )(train)
@@ -79,7 +84,7 @@ def train(
     features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
     splits: Annotated[Path | None, typer.Option(help="Splits table.")] = None,
     model: Annotated[str | None, typer.Option(help="Aggregator. Default abmil.")] = None,
-    method: Annotated[str | None, typer.Option(help="mhim-v1 (default) or supervised.")] = None,
+    method: Annotated[str | None, typer.Option(help="mhim-v1 (default), mhim-v2 or supervised.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed. Default 0.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of the schedule. Default 100.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, mps.")] = None,
@@ -88,6 +93,7 @@ def train(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Folds trained side by side.")] = 0,
     allow_missing: Annotated[bool, typer.Option(help="Go on without slides that have no bag.")] = False,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     plugin: Plugin = None,
@@ -95,6 +101,8 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train an aggregator by cross-validation, score it on the test parts, write a run folder.
+
+    Later ones win: presets in their order, the configuration file, the options here, --set.
 
     MHIM is two-stage: the plain baseline of each fold is trained first, in OUT/baseline, or taken
     from --baseline when it is the same cohort, splits and seed.
@@ -114,7 +122,7 @@ def train(
         "train": {"epochs": epochs, "device": device},
         "allow_missing": allow_missing or None,
     }
-    plan = plan_run(_run_config(config, options, set_ or []))
+    plan = plan_run(run_config(config, options, set_ or [], preset or []))
     if baseline is not None:
         _check_baseline(baseline, plan, out, overwrite)
     _say_plan(plan, out, baseline, overwrite)
@@ -158,14 +166,22 @@ def _say_plan(plan: RunPlan, out: Path, baseline: Path | None, overwrite: bool) 
         say(f"note: {len(extra)} bags have no row in {plan.cohort.source} and are not used (first: {extra[0]})")
 
 
-def _run_config(file: Path | None, options: dict[str, Any], assignments: list[str]) -> Any:
+def run_config(
+    file: Path | None, options: dict[str, Any], assignments: list[str], presets: Sequence[str] = ()
+) -> RunConfig:
+    """The run that presets, a file, options and ``--set`` describe together; later ones win.
+
+    Raises:
+        ConfigError: unknown names or keys, values out of range, or no data named.
+    """
     from mhim.config import merge, parse_overrides, read_yaml, validate
     from mhim.errors import ConfigError
+    from mhim.presets import preset_values
     from mhim.training.runs import RunConfig
 
     given = {key: value for key, value in options.items() if value is not None}
     given["train"] = {key: value for key, value in given["train"].items() if value is not None}
-    values = merge(read_yaml(file) if file else {}, given, parse_overrides(assignments))
+    values = merge(preset_values(list(presets)), read_yaml(file) if file else {}, given, parse_overrides(assignments))
     for key, default in (("model", "abmil"), ("method", "mhim-v1")):
         if isinstance(values.get(key), dict):
             values[key].setdefault("name", default)

@@ -20,6 +20,9 @@ SetOption = Annotated[
     typer.Option("--set", help="Override one configuration key, as in --set train.epochs=50. Repeatable."),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of configuration keys.")]
+PresetOption = Annotated[
+    list[str] | None, typer.Option("--preset", help="Published configuration by name, see mhim presets. Repeatable.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace outputs that were made by another configuration or input.")
