@@ -22,10 +22,12 @@ TOP_TILES = 3
 
 
 def linear(weight: str | None = None):
+    """A standardised, strongly regularised linear classifier."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight=weight, max_iter=1000))
 
 
 def main(table: Path, folder: Path) -> None:
+    """Print the table."""
     cohort = read_cohort(table)
     bags = [load_bag(folder / f"{row.slide_id}.h5") for row in cohort]
     features = [bag.features.astype(np.float64) for bag in bags]
@@ -53,9 +55,8 @@ def main(table: Path, folder: Path) -> None:
     print(f"slide AUROC, linear model on the largest features:        {roc_auc_score(labels, scores['max']):.3f}")
     print(f"tile AUROC, linear tile model trained on the masks:       {np.mean(tile_auroc):.3f}")
     print(f"tile AUPRC, the same:                                     {np.mean(tile_precision):.3f}")
-    print(
-        f"slide AUROC, mean of its {TOP_TILES} best tiles by that model:     {roc_auc_score(labels, scores['tiles']):.3f}"
-    )
+    best = roc_auc_score(labels, scores["tiles"])
+    print(f"slide AUROC, mean of its {TOP_TILES} best tiles by that model:     {best:.3f}")
 
 
 if __name__ == "__main__":

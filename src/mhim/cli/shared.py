@@ -101,15 +101,16 @@ def say(text: str) -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table of texts on standard output."""
+    """Print a table of texts on standard output; intervals go on a line of their own in a narrow terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(escape, row))
     output = Console()
     if not output.is_terminal:
         output.width = PIPE_WIDTH
+    gap = " [" if output.width >= PIPE_WIDTH else "\n["
+    table = Table(*(escape(text.replace(" [", gap)) for text in header))
+    for row in rows:
+        table.add_row(*(escape(text.replace(" [", gap)) for text in row))
     output.print(table)

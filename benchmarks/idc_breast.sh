@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# AB-MIL, MHIM and the pooling baselines on real breast histology: 4 tasks, the table's 5 test folds, 3 seeds.
+# benchmarks/idc_breast.sh DATA OUT      DATA: the folder with bags_dev.csv, patches_dev.csv and the features
+set -euo pipefail
+data=$1 out=$2
+mhim=${MHIM:-.venv/bin/mhim}
+for task in presence_w20 presence_w50 presence_w10 burden_hi_lo; do
+  here=$out/$task
+  $mhim convert "$data/features_effnetlite0_304d_dev.npz" --bags "$data/bags_dev.csv" \
+    --instances "$data/patches_dev.csv" --bag-id patient_id --label bag_label --rows patch_indices \
+    --where "task=$task" --x x --y y --truth idc_label --fold fold \
+    --encoder efficientnet-lite0-mid --tile-size-px0 50 -o "$here"
+  runs=()
+  for seed in 0 1 2; do
+    $mhim split "$here/cohort.csv" --use-fold-column --seed $seed -o "$here/splits_$seed.csv"
+    given=(--cohort "$here/cohort.csv" --features "$here/features" --splits "$here/splits_$seed.csv")
+    given+=(--seed $seed --set train.threads=1 --workers 2)
+    $mhim train "${given[@]}" --method mhim-v1 -o "$here/mhim_$seed"
+    for model in mean max; do
+      $mhim train "${given[@]}" --model $model --method supervised -o "$here/${model}_$seed"
+    done
+  done
+  for name in mhim_0/baseline mhim_1/baseline mhim_2/baseline mhim_{0..2} mean_{0..2} max_{0..2}; do
+    runs+=("$here/$name")
+  done
+  $mhim evaluate "${runs[@]}" --markdown "$here/results.md"
+  $mhim heatmap "$here"/mhim_0 --with-baseline --max-slides 1 -o "$here/maps_0"
+done
