@@ -12,7 +12,7 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from conftest import write_cohort
+from cohort_files import write_cohort
 from mhim.bag import Bag, save_bag
 from mhim.errors import CohortError
 from mhim.evaluation import (
