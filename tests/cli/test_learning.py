@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import write_cohort
+from cohort_files import write_cohort
 from mhim.cli import app
 from mhim.cli.shared import run_app
 from small_runs import contents
@@ -264,7 +264,7 @@ def test_convert_refuses_a_choice_without_a_value(mhim: Command, tmp_path: Path)
 
 def interrupt(folder: Path, *more: object) -> tuple[int, str]:
     """Exit code and standard error of a training that gets Ctrl-C, as from a terminal, after its first fold."""
-    arguments = [sys.executable, "-m", "mhim", *map(str, training(folder, "--method", "supervised", *more, epochs=200))]
+    arguments = [sys.executable, "-m", "mhim", *map(str, training(folder, "--method", "supervised", *more, epochs=60))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=environment
@@ -281,14 +281,14 @@ def interrupt(folder: Path, *more: object) -> tuple[int, str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_completes(workers: int, folder: Path, mhim: Command) -> None:
     assert mhim("split", folder / "cohort.csv", "-o", folder / "splits.csv", "--folds", 3, "--overwrite").code == 0
-    more = ["--set", "train.patience=80", "--set", "train.min_epochs=80", "--workers", workers]
+    more = ["--set", "train.patience=30", "--set", "train.min_epochs=30", "--workers", workers]
     code, said = interrupt(folder, *more)
     assert code == 130
     assert said.splitlines()[-1] == "interrupted; what is finished is kept, run the same command again to go on"
     assert "Traceback" not in said
     kept = (folder / "run" / "fold_0" / "fold.json").stat().st_mtime_ns
     assert not (folder / "run" / "predictions.csv").exists()
-    again = mhim(*training(folder, "--method", "supervised", *more[:-2], epochs=200))
+    again = mhim(*training(folder, "--method", "supervised", *more[:-2], epochs=60))
     assert again.code == 0
     assert (folder / "run" / "fold_0" / "fold.json").stat().st_mtime_ns == kept
     assert (folder / "run" / "metrics.json").is_file()
