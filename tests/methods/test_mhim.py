@@ -17,7 +17,7 @@ from mhim.errors import CheckpointError, ConfigError
 from mhim.methods import MHIM, Step, methods
 from mhim.methods.losses import consistency_loss
 from mhim.methods.mhim import momentum_at, teacher_salience
-from mhim.models import MILModel, models
+from mhim.models import MILModel, MILOutput, models
 from mhim.weights import import_checkpoint
 
 
@@ -218,6 +218,9 @@ def check_trace(method: MHIM, steps: list[Any], arrays: dict[str, Any], name: st
         assert kept.tolist() == arrays[f"{name}/step{index}/kept_sorted"].tolist()
         result = method.step(features, torch.tensor(expected["label"]), now)
         assert float(result.loss.detach()) == pytest.approx(expected["total"], rel=1e-5)
+        assert result.mining is not None
+        expected_logits = arrays[f"{name}/step{index}/student_logits"]
+        np.testing.assert_allclose(logits_of(result.mining.student), expected_logits, rtol=1e-5, atol=1e-6)
         assert float(result.terms["consistency"].detach()) == pytest.approx(0.1 * expected["con_loss"], rel=1e-5)
         optimiser.zero_grad()
         result.loss.backward()
@@ -232,3 +235,14 @@ def check_trace(method: MHIM, steps: list[Any], arrays: dict[str, Any], name: st
         assert norms(method.teacher.parameters()) == pytest.approx(
             sorted(expected["teacher_param_norms"].values()), rel=1e-5
         )
+    features = torch.from_numpy(bags["codes_N255"].astype(np.float32) / 512)
+    for role, model in (("student", method.model), ("teacher", method.teacher)):
+        with torch.no_grad():
+            found = logits_of(model.eval()(features))
+        np.testing.assert_allclose(found, arrays[f"{name}/after/{role}_eval_logits_N255"], rtol=1e-5, atol=1e-6)
+
+
+def logits_of(output: MILOutput) -> np.ndarray:
+    """(1, C), for DSMIL the rows of the bag and of the max stream."""
+    rows = [output.logits, *([output.extras["max_logits"]] if "max_logits" in output.extras else [])]
+    return torch.stack(rows).detach().numpy()

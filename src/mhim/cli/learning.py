@@ -108,7 +108,7 @@ def train(
     from --baseline when it is the same cohort, splits and seed.
     """
     from mhim.evaluation import summarise, table_rows, write_metrics
-    from mhim.training.crossval import clear_run, plan_run
+    from mhim.training.crossval import clear_run, plan_run, require_baseline
     from mhim.training.runs import open_run
 
     load_plugins(plugin)
@@ -122,9 +122,12 @@ def train(
         "train": {"epochs": epochs, "device": device},
         "allow_missing": allow_missing or None,
     }
-    plan = plan_run(run_config(config, options, set_ or [], preset or []))
+    resolved = run_config(config, options, set_ or [], preset or [])
     if baseline is not None:
-        _check_baseline(baseline, plan, out, overwrite)
+        _check_baseline(baseline, resolved, out, overwrite)
+    plan = plan_run(resolved)
+    if baseline is not None and plan.baseline is not None:
+        require_baseline(baseline, plan.baseline)
     _say_plan(plan, out, baseline, overwrite)
     if dry_run:
         return
@@ -140,15 +143,17 @@ def train(
     say(f"wrote {out}")
 
 
-def _check_baseline(baseline: Path, plan: RunPlan, out: Path, overwrite: bool) -> None:
+def _check_baseline(baseline: Path, config: RunConfig, out: Path, overwrite: bool) -> None:
+    """What can be said about a given baseline before any data is read."""
     from mhim.errors import ConfigError
-    from mhim.training.crossval import require_baseline
+    from mhim.methods import methods
+    from mhim.training.crossval import require_baseline_recipe
 
-    if plan.baseline is None:
-        raise ConfigError(f"--baseline {baseline}: {plan.config.title} starts from no baseline; leave it out")
+    if not methods[config.method.name].needs_baseline(config.method):
+        raise ConfigError(f"--baseline {baseline}: {config.title} starts from no baseline; leave it out")
     if overwrite and baseline.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"--baseline {baseline}: --overwrite would remove it with {out}; give another --out")
-    require_baseline(baseline, plan.baseline)
+    require_baseline_recipe(baseline, config)
 
 
 def _say_plan(plan: RunPlan, out: Path, baseline: Path | None, overwrite: bool) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pydantic import BaseModel
 
 import mhim
 from mhim.artefacts import read_json, sort_safetensors_header, write_json, write_text
 from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort, read_cohort
-from mhim.config import fingerprint, to_yaml
+from mhim.config import fingerprint, read_yaml, to_yaml, validate
 from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
@@ -111,6 +112,33 @@ def clear_run(out: Path) -> None:
     for folder in (out / "baseline", out):
         if (folder / "run.json").is_file():
             shutil.rmtree(folder)
+
+
+def require_baseline_recipe(path: Path, config: RunConfig) -> None:
+    """Refuse a baseline of another aggregator, optimisation or seed, before any data is read.
+
+    Raises:
+        CheckpointError: not a run folder.
+        ConfigError: names what differs.
+    """
+    if not (path / "config.yaml").is_file():
+        raise CheckpointError(f"{path}: not a run folder; give the plain run of the same cohort, splits and seed")
+    theirs = validate(RunConfig, read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    if theirs.method.name != "supervised":
+        raise ConfigError(f"{path}: holds {theirs.title}; a teacher starts from a run of --method supervised")
+    for part in ("model", "train", "seed"):
+        ours, other = (_comparable(getattr(each, part)) for each in (config, theirs))
+        changed = [
+            f"{part}.{key} {other.get(key)}, here {ours.get(key)}" for key in ours if other.get(key) != ours[key]
+        ]
+        if changed:
+            raise ConfigError(f"{path}: the baseline was trained with {'; '.join(changed)}; leave --baseline out")
+
+
+def _comparable(part: object) -> dict[str, object]:
+    if not isinstance(part, BaseModel):
+        return {"value": part}
+    return part.model_dump(mode="json", exclude={"device", "threads", "watch"})
 
 
 def require_baseline(path: Path, plan: RunPlan) -> None:
