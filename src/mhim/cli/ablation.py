@@ -1,0 +1,143 @@
+"""Verb that takes MHIM apart on one's own cohort: ablate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from mhim.batch import progress_bar
+from mhim.cli.shared import (
+    ConfigOption,
+    DryRun,
+    OutputDir,
+    Overwrite,
+    Plugin,
+    SetOption,
+    examples,
+    load_plugins,
+    print_table,
+    say,
+)
+
+if TYPE_CHECKING:
+    from mhim.ablation import Planned, Study
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs of this module to the program."""
+    app.command(
+        epilog=examples(
+            "mhim ablate --cohort cohort.csv --features features --splits splits.csv -o ablation",
+            "mhim ablate ... --models abmil,transmil --seeds 0,1,2 --table module -o ablation",
+        )
+    )(ablate)
+
+
+def ablate(
+    out: OutputDir,
+    cohort: Annotated[Path | None, typer.Option(help="Cohort table: slide_id, case_id, label.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Splits table.")] = None,
+    models: Annotated[str, typer.Option(help="Aggregators, separated by commas.")] = "abmil",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    table: Annotated[str, typer.Option(help="module, strategy, teacher or all.")] = "all",
+    like: Annotated[str, typer.Option(help="Published settings to start from: camelyon16 or tcga.")] = "camelyon16",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of the schedule. Default 100.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, mps.")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Folds trained side by side.")] = 0,
+    allow_missing: Annotated[bool, typer.Option(help="Go on without slides that have no bag.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the published ablations of MHIM (module, strategy, teacher) on this cohort, beside the published numbers.
+
+    All variants of an aggregator and a seed share one plain baseline. Run again, it goes on where it stopped.
+    Writes OUT/table.csv, OUT/table.md and a run folder per variant, OUT/MODEL/seed_N/VARIANT.
+    """
+    from mhim.ablation import measure, plan_study
+    from mhim.ablation_tables import csv_table, markdown, protocol, text_table
+    from mhim.artefacts import write_text
+    from mhim.training.crossval import clear_run, missing_folds
+    from mhim.training.runs import write_table
+
+    load_plugins(plugin)
+    data = {"cohort": cohort, "features": features, "splits": splits, "epochs": epochs, "device": device}
+    study = _study(models, seeds, table, like, _values(data | {"allow_missing": allow_missing}, config, set_ or []))
+    planned = plan_study(study, out)
+    todo = {
+        each.folder: len(each.plan.splits.folds if overwrite else missing_folds(each.plan, each.folder))
+        for each in planned
+    }
+    folds = sum(todo.values())
+    say(f"{len(planned)} runs, {folds} fold{'s' * (folds != 1)} to train")
+    if dry_run:
+        return
+    if overwrite:
+        for each in planned:
+            clear_run(each.folder)
+    _train(planned, todo, workers)
+    cells = measure(study, planned)
+    write_table(out / "table.csv", csv_table(study, cells))
+    write_text(out / "table.md", markdown(study, planned, cells))
+    for name in study.tables:
+        print_table(*text_table(study, cells, name))
+    for sentence in protocol(study, planned):
+        say(sentence)
+    say(f"wrote {out / 'table.csv'}, {out / 'table.md'}")
+
+
+def _values(given: dict[str, Any], file: Path | None, assignments: list[str]) -> dict[str, Any]:
+    """Configuration keys from the file, the options and ``--set``, later ones over earlier ones."""
+    from mhim.config import merge, parse_overrides, read_yaml
+    from mhim.errors import ConfigError
+
+    places = {key: str(given[key].resolve()) for key in ("cohort", "features", "splits") if given[key]}
+    train = {key: given[key] for key in ("epochs", "device") if given[key] is not None}
+    options = places | ({"train": train} if train else {}) | ({"allow_missing": True} if given["allow_missing"] else {})
+    values = merge(read_yaml(file) if file else {}, options, parse_overrides(assignments))
+    missing = [f"--{key}" for key in ("cohort", "features", "splits") if not values.get(key)]
+    if missing:
+        raise ConfigError(f"ablate: give {', '.join(missing)}, or a configuration file with --config")
+    for key in ("model", "method"):
+        if isinstance(values.get(key), str) or "name" in values.get(key, {}):
+            raise ConfigError(f"ablate: '{key}' is what is compared; give its options without a name")
+    return values
+
+
+def _study(models: str, seeds: str, table: str, like: str, values: dict[str, Any]) -> Study:
+    from mhim.ablation import TABLES, Like, Study
+    from mhim.errors import ConfigError
+
+    names = tuple(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
+    numbers = tuple(dict.fromkeys(text.strip() for text in seeds.split(",") if text.strip()))
+    if not names:
+        raise ConfigError("--models names no aggregator")
+    if not numbers or not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers, as in 0,1,2")
+    if table not in (*TABLES, "all"):
+        raise ConfigError(f"--table {table}: expected {', '.join(TABLES)} or all")
+    if like not in ("camelyon16", "tcga"):
+        raise ConfigError(f"--like {like}: expected camelyon16 or tcga")
+    tables = tuple(TABLES) if table == "all" else (table,)
+    return Study(names, tuple(map(int, numbers)), tables, cast("Like", like), values)
+
+
+def _train(planned: list[Planned], todo: dict[Path, int], workers: int) -> None:
+    from mhim.training.crossval import train_run
+    from mhim.training.fit import Epoch
+
+    with progress_bar() as progress:
+        task = progress.add_task("folds", total=sum(todo.values()))
+        for each in planned:
+            label = f"{each.model} seed {each.seed} {each.variant}"
+            progress.update(task, description=label)
+
+            def show(fold: int, epoch: Epoch, label: str = label) -> None:
+                progress.update(task, description=f"{label} (fold {fold} epoch {epoch.epoch})")
+
+            train_run(each.plan, each.folder, workers, each.baseline, show, lambda fold: progress.advance(task))
