@@ -4,7 +4,7 @@
 set -euo pipefail
 data=$1 out=$2
 mhim=${MHIM:-.venv/bin/mhim}
-for task in presence_w20 presence_w50 presence_w10 burden_hi_lo; do
+for task in presence_w20 burden_hi_lo presence_w50 presence_w10; do
   here=$out/$task
   $mhim convert "$data/features_effnetlite0_304d_dev.npz" --bags "$data/bags_dev.csv" \
     --instances "$data/patches_dev.csv" --bag-id patient_id --label bag_label --rows patch_indices \

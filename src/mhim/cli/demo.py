@@ -53,7 +53,7 @@ def demo_commands(out: Path, small: bool, seed: int, workers: int) -> list[list[
         ["encode", tiles, "-o", features, "--encoder", "efficientnet-lite0-mid", *parallel],
         ["split", cohort, "-o", splits, "--folds", 2 if small else 4, *drawn],
         ["train", "--cohort", cohort, "--features", features, "--splits", splits, "-o", run, *schedule]
-        + ["--set", "train.threads=1", *drawn, *parallel],
+        + ["--set", "train.standardise=true", "--set", "train.threads=1", *drawn, *parallel],
         ["evaluate", *both, "--markdown", out / "results.md"],
         ["heatmap", run, "--with-baseline", "-o", maps],
         ["report", *both, "--maps", maps, "-o", report],

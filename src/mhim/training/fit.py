@@ -31,7 +31,7 @@ class TrainConfig(Settings):
     patience: int = Field(20, ge=1, description="epochs without a better validation score before stopping")
     min_epochs: int = Field(20, ge=0, description="never stop before this many epochs")
     standardise: bool = Field(
-        default=True, description="give every feature mean 0 and deviation 1 over the fold's training instances"
+        default=False, description="give every feature mean 0 and deviation 1 over the fold's training instances"
     )
     select_by: Literal["auroc", "loss"] = Field(
         "auroc", description="validation score that picks the epoch; equal AUROCs are ranked by loss"
