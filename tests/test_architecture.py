@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tile_io",),
     ("tiling", "encode", "convert", "training"),
     ("evaluation",),
-    ("maps", "ablation"),
+    ("maps", "ablation", "robustness"),
     ("ablation_tables",),
     ("report",),
     ("demo",),

@@ -1,4 +1,4 @@
-"""Verb that takes MHIM apart on one's own cohort: ablate."""
+"""Verbs that take MHIM apart on one's own cohort: ablate, robustness."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def add_to(app: typer.Typer) -> None:
             "mhim ablate ... --models abmil,transmil --seeds 0,1,2 --table module -o ablation",
         )
     )(ablate)
+    app.command(
+        epilog=examples(
+            "mhim robustness runs/mhim/baseline runs/mhim -o robustness",
+            "mhim robustness runs/abmil runs/mhim -o robustness --remove 0.05,0.5 --noise 2",
+        )
+    )(robustness)
 
 
 def ablate(
@@ -141,3 +147,43 @@ def _train(planned: list[Planned], todo: dict[Path, int], workers: int) -> None:
                 progress.update(task, description=f"{label} (fold {fold} epoch {epoch.epoch})")
 
             train_run(each.plan, each.folder, workers, each.baseline, show, lambda fold: progress.advance(task))
+
+
+def robustness(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")],
+    out: OutputDir,
+    remove: Annotated[str, typer.Option(help="Shares of most attended instances to remove.")] = "0.01,0.05,0.1,0.2",
+    noise: Annotated[str, typer.Option(help="Noise, in standard deviations of each feature.")] = "0.25,0.5,1",
+    features: Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Score runs on disturbed test slides: without what the model attends to most, and with noisy features.
+
+    Every slide is scored by the fold that tested it. Writes OUT/robustness.csv. Seeds of one configuration make
+    one row.
+    """
+    from mhim.config import validate
+    from mhim.robustness import RobustnessConfig, csv_table, text_table
+    from mhim.robustness import robustness as hold
+    from mhim.training.runs import open_run, write_table
+
+    load_plugins(plugin)
+    values = {"remove": _numbers(remove), "noise": _numbers(noise), "seed": seed, "resamples": resamples}
+    config = validate(RobustnessConfig, values | {"features": features, "device": device}, "robustness")
+    opened = [open_run(path) for path in runs]
+    if dry_run:
+        say(f"would score {len(opened)} runs under {', '.join(each.name for each in config.conditions)}")
+        return
+    results = hold(opened, config)
+    write_table(out / "robustness.csv", csv_table(results))
+    print_table(*text_table(results))
+    say(f"wrote {out / 'robustness.csv'}")
+
+
+def _numbers(text: str) -> list[str]:
+    """The parts of a comma-separated list; whether they are numbers is for the configuration to say."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -84,7 +84,7 @@ class MiningMonitor:
 
     def finish_epoch(self) -> dict[str, float | None]:
         """The epoch's means, None where no slide defines a number; empty when nothing was observed."""
-        means = {name: float(torch.stack(values).nanmean()) for name, values in self._values.items()}
+        means = {name: round(float(torch.stack(values).nanmean()), 6) for name, values in self._values.items()}
         self._values = {}
         return {name: None if math.isnan(value) else value for name, value in means.items()}
 
