@@ -69,7 +69,7 @@ def test_by_hand() -> None:
         "tumour_loss_masked": -np.log(0.8),
     }
     for name, value in expected.items():
-        assert numbers[name] == (None if value is None else pytest.approx(value, rel=1e-6)), name
+        assert numbers[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
 
 
 def test_overlap_is_jaccard_with_the_same_slide_one_epoch_before() -> None:
