@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("resampling", "slides", "synth", "methods", "checkpoint"),
     ("tissue", "tile_reader", "weights"),
     ("tiles", "encoders"),
-    ("tile_io",),
+    ("tile_io", "foreign"),
     ("tiling", "encode", "convert", "training"),
     ("evaluation",),
     ("maps", "ablation", "robustness"),

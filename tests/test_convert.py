@@ -271,9 +271,9 @@ def test_another_input_or_configuration_is_refused_and_the_bag_left_as_it_is(sou
     np.save(source / "a.npy", FEATURES)
     convert_folder(source, out, options())
     before = (out / "a.h5").read_bytes()
-    assert "another configuration; give another --out, or --overwrite" in failed_again(source, out, mpp=0.5)
+    assert "another configuration" in failed_again(source, out, mpp=0.5)
     np.save(source / "a.npy", FEATURES + 1)
-    assert "another input; give another --out, or --overwrite" in failed_again(source, out)
+    assert "another input" in failed_again(source, out)
     assert (out / "a.h5").read_bytes() == before
     assert convert_folder(source, out, options(), overwrite=True).done == ["a.npy"]
     np.testing.assert_array_equal(load_bag(out / "a.h5").features, FEATURES + 1)
@@ -286,7 +286,7 @@ def failed_again(source: Path, out: Path, **values: Any) -> str:
 def test_a_foreign_file_in_the_way_is_not_replaced(source: Path) -> None:
     np.save(source / "a.npy", FEATURES)
     hdf5(source.parent / "out" / "a.h5", {"features": FEATURES + 5})
-    assert "exists and is no bag file" in failed_again(source, source.parent / "out")
+    assert "exists but is not a complete file" in failed_again(source, source.parent / "out")
 
 
 def test_two_files_of_one_slide_are_refused(source: Path) -> None:

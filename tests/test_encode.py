@@ -107,7 +107,7 @@ def test_rerun_skips_and_a_change_is_refused(made, tmp_path):
     other = EncodeConfig(encoder=encoders.parse("colour"), storage="float16")
     refused = encode_grids(made / "tiles", tmp_path, other)
     assert "was made by another configuration" in refused.failed["a"]
-    assert "use another -o or --overwrite" in refused.failed["a"]
+    assert "give another --out, or --overwrite" in refused.failed["a"]
     assert encode_grids(made / "tiles", tmp_path, other, overwrite=True).done == ["a", "b"]
     assert load_bag(tmp_path / "a.h5").features.dtype == np.float16
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhim.artefacts import atomic_path
+from mhim.artefacts import atomic_path, sort_safetensors_header
 from mhim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def save_model(path: Path, model: MILModel, classes: Sequence[str], extra: Mappi
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+        sort_safetensors_header(temporary)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -12,9 +12,8 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -22,25 +21,14 @@ from pydantic import Field
 
 import mhim
 from mhim.artefacts import quick_digest, write_text
-from mhim.bag import Bag, read_attributes, save_bag
+from mhim.bag import Bag, save_bag
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.config import Settings, fingerprint
 from mhim.errors import ArtefactError, ConfigError, FeatureError
+from mhim.foreign import ConvertConfig, read_foreign, squeeze
+from mhim.resume import is_complete
 
-FEATURE_KEYS = ("features", "feats")
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
-HDF5_MAGIC, NUMPY_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY"
-
-
-class ConvertConfig(Settings):
-    """What foreign files do not say about themselves."""
-
-    encoder: str | None = Field(None, description="encoder that made the features")
-    mpp: float | None = Field(None, gt=0, description="micrometres per pixel of the tiles")
-    slide_mpp: float | None = Field(None, gt=0, description="micrometres per level-0 pixel, for coordinates in um")
-    tile_size_px0: float | None = Field(None, gt=0, description="side of a tile in level-0 pixels")
-    coords_unit: Literal["px0", "um"] | None = Field(None, description="unit of coordinates that do not say theirs")
-    precision: str = Field("float16", pattern="^float(16|32)$", description="dtype of the stored features")
 
 
 class TableConfig(Settings):
@@ -86,7 +74,7 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
     def work(path: Path) -> Outcome:
         identity = _identity(config, quick_digest(path))
         target = out / f"{path.stem}.h5"
-        if is_current(target, identity, overwrite):
+        if is_complete(target, **identity, overwrite=overwrite):
             return Outcome.SKIPPED
         features, xy_px0, found = read_foreign(path, config)
         attributes = _attributes(config, identity) | found
@@ -94,130 +82,6 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
         return Outcome.DONE
 
     return run_batch(files, work, name=lambda path: path.name, label="converting")
-
-
-def read_foreign(
-    path: Path, config: ConvertConfig
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64] | None, dict[str, Any]]:
-    """Features (N, D), level-0 coordinates (N, 2) or None, and attributes of one foreign file.
-
-    Raises:
-        FeatureError: unreadable, of a layout that is not known, or with coordinates of unknown unit.
-    """
-    with path.open("rb") as handle:
-        magic = handle.read(8)
-    if magic == HDF5_MAGIC:
-        features, coords, said = _read_hdf5(path, config)
-    elif magic.startswith(NUMPY_MAGIC):
-        features, coords, said = _read_numpy(path), None, {}
-    else:
-        features, coords = _read_pt(path)
-        said = {}
-    features = _squeeze(path, features)
-    return features, None if coords is None else _to_px0(path, coords, said, config), _known_attributes(said, config)
-
-
-def _read_hdf5(path: Path, config: ConvertConfig) -> tuple[NDArray[Any], NDArray[Any] | None, dict[str, Any]]:
-    try:
-        with h5py.File(path, "r") as file:
-            stored = _stored_features(path, file, config)
-            coords = file.get("coords")
-            said: dict[str, Any] = {**file.attrs, **stored.attrs}
-            if stored.parent.name != "/":
-                said.setdefault("encoder", str(stored.name).rpartition("/")[2])
-            if not isinstance(coords, h5py.Dataset):
-                return stored[()], None, said
-            said |= dict(coords.attrs)
-            if stored.name == "/feats":
-                said.setdefault("unit", None)  # STAMP: pixels or micrometres, older files do not say
-            return stored[()], coords[()], said
-    except OSError as error:
-        raise FeatureError(f"{path}: not a readable HDF5 file ({error})") from None
-
-
-def _stored_features(path: Path, file: h5py.File, config: ConvertConfig) -> h5py.Dataset:
-    for key in FEATURE_KEYS:
-        found = file.get(key)
-        if isinstance(found, h5py.Dataset):
-            return found
-        if isinstance(found, h5py.Group):  # AtlasPatch: one array per encoder
-            name = next(iter(found)) if config.encoder is None and len(found) == 1 else config.encoder
-            inner = found.get(name) if name is not None else None
-            if not isinstance(inner, h5py.Dataset):
-                raise FeatureError(f"{path}: '{key}' holds {', '.join(found) or 'nothing'}; choose with --encoder")
-            return inner
-    raise FeatureError(f"{path}: no dataset 'features' or 'feats' (found: {', '.join(file) or 'nothing'})")
-
-
-def _read_numpy(path: Path) -> NDArray[Any]:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FeatureError(f"{path}: not an array file that can be read safely ({error})") from None
-
-
-def _squeeze(path: Path, features: NDArray[Any]) -> NDArray[Any]:
-    if features.ndim == 3 and len(features) == 1:
-        features = features[0]
-    if features.ndim != 2:
-        raise FeatureError(f"{path}: features have shape {features.shape}, expected (instances, width)")
-    return features
-
-
-def _read_pt(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    import torch
-
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises many kinds; the file is named and refused)
-        raise FeatureError(f"{path}: not a tensor file that can be read safely ({type(error).__name__})") from None
-    coords = value.get("coords") if isinstance(value, Mapping) else None
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in FEATURE_KEYS if key in value), None)
-    if not isinstance(value, torch.Tensor):
-        raise FeatureError(f"{path}: holds no tensor of features")
-    value = value.detach().float() if value.dtype == torch.bfloat16 else value.detach()
-    return value.numpy(), coords.detach().numpy() if isinstance(coords, torch.Tensor) else None
-
-
-def _to_px0(path: Path, coords: NDArray[Any], said: Mapping[str, Any], config: ConvertConfig) -> NDArray[np.int64]:
-    """Coordinates in level-0 pixels. CLAM, TRIDENT and AtlasPatch store those; STAMP stores micrometres."""
-    if coords.ndim < 2 or coords.shape[-1] < 2 or not np.isfinite(coords).all():
-        raise FeatureError(f"{path}: coordinates of shape {coords.shape} are not finite pairs x, y")
-    unit = said["unit"] if said.get("unit") is not None else config.coords_unit
-    if unit is None and "unit" in said:
-        raise FeatureError(f"{path}: coordinates have no unit; give --coords-unit um or --coords-unit px0")
-    if unit not in (None, "um", "px0", "px"):
-        raise FeatureError(f"{path}: coordinates are in '{unit}', expected um or level-0 pixels")
-    coords = coords.reshape(-1, coords.shape[-1])[:, :2]
-    if unit == "um":
-        if config.slide_mpp is None:
-            raise FeatureError(f"{path}: coordinates are in micrometres; give --slide-mpp to turn them into pixels")
-        coords = coords / config.slide_mpp
-    return np.rint(coords).astype(np.int64)
-
-
-def _known_attributes(said: Mapping[str, Any], config: ConvertConfig) -> dict[str, Any]:
-    """Our attributes from those of CLAM (patch_size x downsample), TRIDENT, AtlasPatch and STAMP (tile_size_um)."""
-    found: dict[str, Any] = {}
-    if "patch_size_level0" in said:
-        found["tile_size_level0"] = float(said["patch_size_level0"])
-    elif "patch_size" in said and "downsample" in said:
-        found["tile_size_level0"] = float(said["patch_size"]) * float(np.max(said["downsample"]))
-    elif "tile_size_um" in said and config.slide_mpp is not None:
-        found["tile_size_level0"] = float(said["tile_size_um"]) / config.slide_mpp
-    for ours, theirs in (("tile_size_px", "tile_size_px"), ("tile_size_px", "patch_size"), ("overlap", "overlap")):
-        if theirs in said:
-            found.setdefault(ours, int(said[theirs]))
-    if "tile_size_um" in said and "tile_size_px" in said:
-        found["mpp"] = float(said["tile_size_um"]) / float(said["tile_size_px"])
-    for key in ("level0_width", "level0_height"):
-        if key in said:
-            found[key] = int(said[key])
-    name = said.get("encoder", said.get("extractor"))
-    if name is not None:
-        found["encoder"] = str(name)
-    return found
 
 
 def convert_tables(
@@ -255,7 +119,7 @@ def convert_tables(
 
     def work(record: dict[str, str]) -> Outcome:
         target = out / "features" / f"{record[columns.bag_id]}.h5"
-        if is_current(target, identity, overwrite):
+        if is_complete(target, **identity, overwrite=overwrite):
             return Outcome.SKIPPED
         rows = _rows_of(bags, record, columns, len(features))
         xy_px0, truth = _facts_of(facts, columns, rows)
@@ -313,10 +177,10 @@ def _read_matrix(path: Path) -> NDArray[Any]:
         with path.open("rb") as handle:
             loaded = np.load(handle, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                return _squeeze(path, loaded)
+                return squeeze(path, loaded)
             if "features" not in loaded:
                 raise FeatureError(f"{path}: no array 'features' (found: {', '.join(loaded)})")
-            return _squeeze(path, loaded["features"])
+            return squeeze(path, loaded["features"])
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise FeatureError(f"{path}: not a matrix that can be read safely ({error})") from None
 
@@ -378,22 +242,3 @@ def _attributes(config: ConvertConfig, identity: Mapping[str, str]) -> dict[str,
         "tool_version": mhim.__version__,
         **identity,
     }
-
-
-def is_current(target: Path, identity: Mapping[str, str], overwrite: bool) -> bool:
-    """Whether a complete output of the same configuration and input exists already.
-
-    Raises:
-        ArtefactError: it exists, of another configuration or input, and may not be replaced.
-    """
-    if not target.exists() or overwrite:
-        return False
-    try:
-        attributes = read_attributes(target)
-    except FeatureError:
-        raise ArtefactError(f"{target}: exists and is no bag file; give another --out, or --overwrite") from None
-    for key, value in identity.items():
-        if attributes.get(key) != value:
-            what = key.removesuffix("_fingerprint").replace("config", "configuration")
-            raise ArtefactError(f"{target}: was made from another {what}; give another --out, or --overwrite")
-    return True

@@ -40,5 +40,5 @@ def is_complete(path: Path, config_fingerprint: str, input_fingerprint: str, ove
     """
     found, difference = standing(path, config_fingerprint, input_fingerprint)
     if found is Standing.OTHER and not overwrite:
-        raise ArtefactError(f"{path}: {difference}; use another -o or --overwrite")
+        raise ArtefactError(f"{path}: {difference}; give another --out, or --overwrite")
     return found is Standing.SAME

@@ -106,7 +106,15 @@ def test_equal_heads_vote_like_one_head() -> None:
     seed=st.integers(0, 100),
 )
 def test_kept_and_masked_make_the_bag_and_something_is_kept(
-    size: int, heads: int, high: float, factor: float, low: float, random: float, fusion: str, progress: float, seed: int
+    size: int,
+    heads: int,
+    high: float,
+    factor: float,
+    low: float,
+    random: float,
+    fusion: str,
+    progress: float,
+    seed: int,
 ) -> None:
     scores = torch.randn(heads, size, generator=generator(seed))
     selection = select(

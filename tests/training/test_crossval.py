@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import mhim.training.crossval as crossval
-from conftest import write_cohort
+from cohort_files import write_cohort
 from mhim.artefacts import read_json, write_json
 from mhim.bag import Bag, load_bag, save_bag
 from mhim.errors import ArtefactError, CheckpointError, CohortError, FeatureError

@@ -125,7 +125,7 @@ def test_a_bag_with_nan_is_named_whatever_part_it_is_in(cohort_folder: Path) -> 
 def test_the_fingerprint_changes_with_a_feature_a_label_or_a_case_and_not_with_the_path(
     cohort_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from conftest import write_cohort
+    from cohort_files import write_cohort
 
     same = tmp_path_factory.mktemp("same")
     write_cohort(same)

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel
 
 import mhim
-from mhim.artefacts import read_json, sort_safetensors_header, write_json, write_text
+from mhim.artefacts import read_json, write_json, write_text
 from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort, read_cohort
 from mhim.config import fingerprint, read_yaml, to_yaml, validate
@@ -317,7 +317,6 @@ def write_fold(
     extra = {"fold": str(fold.index), "identity": plan.identity, "encoder": plan.features.encoder or ""}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "model.safetensors", model, classes, extra)
-    sort_safetensors_header(folder / "model.safetensors")
     write_table(folder / "history.csv", pd.DataFrame([epoch.row() for epoch in result.history]))
     write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
     best = result.history[result.best_epoch]
