@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mhim.cli import app
+from mhim.cli.shared import run_app
 from mhim.config import merge, validate
 from mhim.errors import ConfigError
 from mhim.presets import FOLDER, preset_names, preset_values, presets, read_preset
-from mhim.training.runs import RunConfig
+from mhim.training.runs import RunConfig, open_run
+from small_runs import split_cohort
 
 DATA = {"cohort": "cohort.csv", "features": "features", "splits": "splits.csv"}
 BASES = ["iccv2023/transmil-camelyon16", "iccv2023/abmil-tcga", "ijcv2025/dsmil"]
@@ -144,3 +148,32 @@ def test_a_change_for_transmil_is_refused_for_another_aggregator() -> None:
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown preset 'iccv2023/clam' \(known: ablation/baseline, "):
         read_preset("iccv2023/clam")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["mhim", *map(str, arguments)])
+    return run_app(app)
+
+
+def test_the_verb_lists_all_and_prints_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "presets") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in preset_names())
+    assert run(monkeypatch, "presets", "ablation/init-only") == 0
+    assert capsys.readouterr().out == (FOLDER / "ablation" / "init-only.yaml").read_text()
+    assert run(monkeypatch, "presets", "init-only") == 1
+    assert "unknown preset 'init-only'" in capsys.readouterr().err
+
+
+def test_training_from_two_presets_records_what_was_trained(
+    monkeypatch: pytest.MonkeyPatch, cohort_folder: Path
+) -> None:
+    split_cohort(cohort_folder)
+    data = [f"--{key}={cohort_folder / name}" for key, name in DATA.items()]
+    small = ["--epochs=2", "--device=cpu", "--set=train.threads=1", "--set=model.dim=8", "--set=model.attention_dim=4"]
+    layers = ["--preset=iccv2023/abmil-camelyon16", "--preset=ablation/init-only"]
+    assert run(monkeypatch, "train", "-o", cohort_folder / "run", *data, *layers, *small) == 0
+    config = open_run(cohort_folder / "run").config
+    method = config.method.model_dump()
+    assert (config.seed, config.train.epochs, config.train.patience) == (2021, 2, 30)
+    assert (method["momentum"], method["mask"]["mask_ratio_random"]) == (1.0, 0.5)

@@ -132,7 +132,7 @@ def _agreement(mining: Mining) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    return values.argsort(stable=True).argsort().double()
+    return values.argsort(stable=True).argsort().float()
 
 
 def _entropy(attention: Tensor | None) -> Tensor:
