@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mhim.masks import MaskSelection
-from mhim.methods import Mining
-from mhim.models import MILOutput
+from mhim.methods import Mining, Step, methods
+from mhim.models import MILOutput, models
 from mhim.training.monitor import MiningMonitor
 from small_runs import SMALL_TRAINING, small_plan, train_all
 
@@ -194,3 +194,21 @@ def test_a_run_of_mhim_v2_deploys_the_baselines_tensors_alone(cohort_folder: Pat
 def test_epochs_before_choose_from_are_not_chosen(cohort_folder: Path, tmp_path: Path) -> None:
     plan = small_plan(cohort_folder, train={**SMALL_TRAINING, "choose_from": 2})
     assert train_all(plan, tmp_path / "late").fold_info(0)["best_epoch"] == 2
+
+
+@pytest.mark.parametrize("method", ["mhim-v1", "mhim-v2"])
+@pytest.mark.parametrize("name", sorted(models))
+def test_every_aggregator_can_be_watched(name: str, method: str) -> None:
+    """Bags of 1, 2 and 30 instances: every number is None or finite."""
+    torch.manual_seed(0)
+    model, baseline = (models.build(models.parse({"name": name, "dim": 8}), 5, 3) for _ in range(2))
+    mined = methods.build(methods.parse(method), model, baseline)
+    monitor = MiningMonitor(lambda slide_id: torch.ones(int(slide_id)))
+    for size in (1, 2, 30):
+        step = Step(0, 3, torch.Generator().manual_seed(0))
+        result = mined.step(torch.randn(size, 5), torch.tensor(2), step)
+        assert result.mining is not None
+        monitor.observe(str(size), torch.tensor(2), result.mining)
+    numbers = monitor.finish_epoch()
+    assert len(numbers) == 11
+    assert all(value is None or math.isfinite(value) for value in numbers.values())
