@@ -160,7 +160,7 @@ def calibration(run: Run) -> Figure:
 
 
 def training(run: Run) -> list[Figure]:
-    """Loss, validation AUROC and, for MHIM, the kept share by epoch; a dot marks the chosen epoch."""
+    """Losses, validation AUROC and, for MHIM, what was mined by epoch; a dot marks the chosen epoch."""
     histories = [run.history(fold) for fold in run.folds]
     best = [int(run.fold_info(fold)["best_epoch"]) for fold in run.folds]
     known = [
@@ -169,6 +169,13 @@ def training(run: Run) -> list[Figure]:
         ("val_auroc", "validation AUROC", (0.0, 1.0)),
         ("train_consistency", "consistency loss", None),
         ("kept_share", "kept share of instances", (0.0, 1.0)),
+        ("teacher_agreement", "agreement of teacher and student", None),
+        ("mask_overlap", "mask shared with the epoch before", (0.0, 1.0)),
+        ("attention_entropy", "entropy of the teacher's attention", (0.0, 1.0)),
+        ("loss_kept", "loss on kept instances", None),
+        ("loss_masked", "loss on masked instances", None),
+        ("high_precision", "tumour's share of the high set", (0.0, 1.0)),
+        ("high_recall", "share of the tumour in the high set", (0.0, 1.0)),
     ]
     figures = []
     longest = max(len(history) for history in histories)
