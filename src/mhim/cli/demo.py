@@ -55,7 +55,7 @@ def demo_commands(out: Path, small: bool, seed: int, workers: int) -> list[list[
         ["train", "--cohort", cohort, "--features", features, "--splits", splits, "-o", run, *schedule]
         + ["--set", "train.standardise=true", "--set", "train.threads=1", *drawn, *parallel],
         ["evaluate", *both, "--markdown", out / "results.md"],
-        ["heatmap", run, "--with-baseline", "-o", maps],
+        ["heatmap", run, "--with-baseline", "--max-slides", 4 if small else 24, "-o", maps],
         ["report", *both, "--maps", maps, "-o", report],
     ]
     return [[str(word) for word in line] for line in lines]
