@@ -124,7 +124,8 @@ def check_features(features: NDArray[Any], source: object) -> None:
         raise FeatureError(f"{source}: features are {features.dtype}, expected floating point")
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
-        raise FeatureError(f"{source}: {int(bad.sum())} of {len(features)} instances hold NaN or infinite features")
+        count = f"{int(bad.sum())} of {len(features)} instances"
+        raise FeatureError(f"{source}: {count} hold NaN or infinite features; encode the slide again")
 
 
 def _check_rows(bag: Bag, source: object) -> None:

@@ -73,6 +73,8 @@ def run_batch(items: Sequence[T], work: Callable[[T], Outcome], *, name: Callabl
                 outcome = work(item)
             except MhimError as error:
                 result.failed[name(item)] = str(error)
+            except OSError as error:
+                result.failed[name(item)] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             except Exception as error:  # noqa: BLE001  (one broken slide must not stop the cohort; it is reported)
                 result.failed[name(item)] = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
             else:
@@ -91,7 +93,11 @@ def print_result(result: BatchResult, noun: str = "slide") -> None:
 
 
 def print_failures(failures: Iterable[tuple[str, str]], noun: str) -> None:
-    """Print a table of names and one-line reasons on standard error."""
+    """Print names and one-line reasons on standard error: a table in a terminal, else a line each."""
+    if not console.is_terminal:
+        for name, reason in failures:
+            console.print(f"error {name}: {reason}", markup=False, highlight=False)
+        return
     table = Table(title="failed", title_justify="left", show_lines=False)
     table.add_column(noun, overflow="fold")
     table.add_column("why, and what to do", overflow="fold")

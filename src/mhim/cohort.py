@@ -183,6 +183,8 @@ def read_table(path: Path, fix: str = "") -> tuple[list[str], list[tuple[int, di
 def _read_rows(path: Path, required: Sequence[str]) -> list[SlideRow]:
     columns, records = read_table(path)
     missing = [column for column in required if column not in columns]
+    if missing and len(columns) == 1 and ";" in columns[0]:
+        raise CohortError(f"{path}: the columns look separated by semicolons; save the table with commas")
     if missing:
         raise CohortError(f"{path}: missing column {', '.join(missing)} (found: {', '.join(columns) or 'nothing'})")
     if not records:

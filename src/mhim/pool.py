@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -100,5 +102,18 @@ def _done(function: Callable[[T], R], task: T) -> Future[R]:
     return future
 
 
+def end_with_parent() -> None:
+    """Call in a worker: it ends when the process that started it has gone, also when that one was killed."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
 def _ignore_interrupt() -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -65,3 +66,8 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_program_lists_the_verb(verb: str) -> None:
     assert f" {verb} " in shown()[""][0]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    ran = subprocess.run([sys.executable, "-m", "mhim", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"mhim {version('mhim')}\n"

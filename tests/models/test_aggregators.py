@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mhim.checkpoint import load_model, save_model
-from mhim.errors import ConfigError
+from mhim.errors import ConfigError, FeatureError
 from mhim.models import MILOutput, count_parameters, models
 from mhim.models.clam import smooth_svm_loss
 from mhim.models.nystrom import NystromAttention, pseudo_inverse
@@ -360,3 +360,12 @@ def test_standardised_features_give_what_the_raw_model_gives_on_them(name: str, 
 def test_statistics_of_another_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="not 8"):
         models.build(models.parse("abmil"), 8, 2).standardise(torch.zeros(7), torch.ones(7))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_when_a_model_is_used(value: float) -> None:
+    features = torch.ones(5, 8)
+    features[3, 2] = value
+    model = models.build(models.parse("abmil"), 8, 2).eval()
+    with pytest.raises(FeatureError, match="NaN or infinite"):
+        model(features)

@@ -6,6 +6,7 @@ import copy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +442,29 @@ def test_a_foreign_run_json_is_refused(small_cohort: Path) -> None:
     with pytest.raises(ArtefactError, match="holds a run of another"):
         missing_folds(small_plan(small_cohort), small_cohort / "run")
     assert read_json(small_cohort / "run" / "run.json") == {"something": "else"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "predictions.csv", "fold.json"])
+def test_a_fold_that_lost_a_file_is_trained_again_to_the_same_bytes(name: str, small_cohort: Path) -> None:
+    plan, out = small_plan(small_cohort), small_cohort / "run"
+    train_all(plan, out)
+    before = contents(out)
+    (out / "fold_1" / name).unlink()
+    assert missing_folds(plan, out) == [1]
+    train_all(plan, out)
+    assert contents(out) == before
+
+
+def test_a_cut_off_marker_means_that_the_fold_is_not_done(small_cohort: Path) -> None:
+    plan, out = small_plan(small_cohort), small_cohort / "run"
+    train_all(plan, out)
+    (out / "fold_0" / "fold.json").write_text('{"fold": ')
+    assert missing_folds(plan, out) == [0]
+
+
+def test_where_the_slides_lay_is_no_part_of_the_identity(small_cohort: Path) -> None:
+    before = small_plan(small_cohort).identity
+    for path in (small_cohort / "features").glob("*.h5"):
+        bag = load_bag(path)
+        save_bag(path, replace(bag, attributes=dict(bag.attributes) | {"slide_path": "/elsewhere/x.svs"}))
+    assert small_plan(small_cohort).identity == before

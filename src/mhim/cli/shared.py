@@ -17,7 +17,7 @@ PIPE_WIDTH = 140
 OutputDir = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override one configuration key, as in --set train.epochs=50. Repeatable."),
+    typer.Option("--set", help="Override one configuration key: --set key=value, --set part.key=value. Repeatable."),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of configuration keys.")]
 PresetOption = Annotated[
@@ -54,13 +54,18 @@ def finish(result: BatchResult, noun: str = "slide") -> None:
         raise typer.Exit(result.exit_code)
 
 
-def version_option(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    """Callback of the program itself."""
+def _print_version(show: bool) -> None:
     if show:
         typer.echo(f"mhim {version('mhim')}")
         raise typer.Exit
+
+
+def version_option(
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Callback of the program itself."""
 
 
 def run_app(app: typer.Typer) -> int:

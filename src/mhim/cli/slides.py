@@ -150,19 +150,20 @@ def _print_encode_plan(tiles: Path, out: Path, config: EncodeConfig, overwrite: 
 
 def _print_plan(title: str, rows: Iterable[tuple[str, Callable[[], tuple[Standing, str]]]], overwrite: bool) -> None:
     """Print what would become of each slide."""
+    from rich.markup import escape
     from rich.table import Table
 
     from mhim.batch import console
     from mhim.errors import MhimError
 
-    table = Table(title=f"would {title}", title_justify="left")
+    table = Table(title=escape(f"would {title}"), title_justify="left")
     table.add_column("slide", overflow="fold")
     table.add_column("what", overflow="fold")
     for name, plan in rows:
         try:
             found, difference = plan()
             replaced = f"{difference}: {'would be replaced' if overwrite else 'would fail, see --overwrite'}"
-            table.add_row(name, replaced if difference else found.value)
+            table.add_row(escape(name), escape(replaced if difference else found.value))
         except MhimError as error:
-            table.add_row(name, f"would fail: {error}")
+            table.add_row(escape(name), escape(f"would fail: {error}"))
     console.print(table)

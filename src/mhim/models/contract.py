@@ -149,9 +149,13 @@ class MILModel(nn.Module):
         """The result for a bag of features; half-precision features are computed in the model's dtype.
 
         Raises:
-            FeatureError: zero instances or a feature width other than ``in_dim``.
+            FeatureError: zero instances, a feature width other than ``in_dim``, or, in evaluation mode on the
+                CPU, NaN or infinite features (bags are checked when they are read; a device is not made to wait).
         """
-        return self.aggregate(self.project(self.standardised(self.check(features))))
+        features = self.check(features)
+        if not self.training and features.device.type == "cpu" and not torch.isfinite(features.detach().sum()):
+            raise FeatureError("the bag holds NaN or infinite features")
+        return self.aggregate(self.project(self.standardised(features)))
 
     def check(self, features: Tensor) -> Tensor:
         """The features in the model's dtype and on its device.

@@ -16,6 +16,7 @@ import cv2
 from mhim.artefacts import read_json, write_json, write_text
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.errors import ArtefactError
+from mhim.pool import end_with_parent
 from mhim.synth.config import SynthConfig
 from mhim.synth.optics import SCANNERS
 from mhim.synth.plan import SlidePlan, plan_cohort
@@ -109,6 +110,7 @@ def _slide_makers(
 
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, which lets running slides finish, and use one thread per worker."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 

@@ -25,12 +25,13 @@ from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
 from mhim.models import MILModel, models
+from mhim.pool import end_with_parent
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
 from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
 from mhim.training.monitor import MiningMonitor
-from mhim.training.runs import RunConfig, read_predictions, write_table
+from mhim.training.runs import RunConfig, is_whole, read_predictions, write_table
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ def missing_folds(plan: RunPlan, out: Path) -> list[int]:
     Raises:
         ArtefactError: the folder holds another run, or a fold of one.
     """
-    markers = [out / f"fold_{fold.index}" / "fold.json" for fold in plan.splits.folds]
-    for marker in (out / "run.json", *markers):
+    folders = {fold.index: out / f"fold_{fold.index}" for fold in plan.splits.folds}
+    whole = {index: folder for index, folder in folders.items() if is_whole(folder)}
+    for marker in (out / "run.json", *(folder / "fold.json" for folder in whole.values())):
         if marker.is_file() and read_json(marker).get("identity") != plan.identity:
             raise ArtefactError(
                 f"{out}: holds a run of another configuration, cohort or split; give another --out, or --overwrite"
             )
-    return [fold.index for fold, marker in zip(plan.splits.folds, markers, strict=True) if not marker.is_file()]
+    return [index for index in folders if index not in whole]
 
 
 def clear_run(out: Path) -> None:
@@ -219,6 +221,7 @@ def _train_side_by_side(
 
 def _prepare_worker(plugins: tuple[Path, ...]) -> None:
     """Ctrl-C ends a worker without a traceback; what it had not finished is trained again."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     load_installed_plugins()
     for path in plugins:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mhim.artefacts import quick_digest
 from mhim.bag import Bag, load_bag
 from mhim.cohort import Cohort, SlideRow
 from mhim.config import fingerprint
 from mhim.errors import CohortError, FeatureError
 
 MEMORY_BUDGET_BYTES = 4 << 30
+CONTENT_ATTRIBUTES = ("encoder", "encoder_weights_sha256", "mpp", "tile_size_level0")
 SAME_MPP = 0.02
 
 
@@ -129,7 +131,7 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
     common = _common(store, present)
     known = {row.slide_id for row in cohort}
     unlabelled = tuple(sorted(path.stem for path in store.folder.glob("*.h5") if path.stem not in known))
-    identity = [(row.slide_id, row.case_id, row.label, quick_digest(store.path(row.slide_id))) for row in present]
+    identity = [(row.slide_id, row.case_id, row.label, content_digest(store.bag(row.slide_id))) for row in present]
     features = CohortFeatures(
         in_dim=common[0],
         data_fingerprint=fingerprint([identity, cohort.classes]),
@@ -138,6 +140,19 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
         unlabelled=unlabelled,
     )
     return Cohort(cohort.source, present, cohort.classes), features
+
+
+def content_digest(bag: Bag) -> str:
+    """16 hexadecimal digits that identify what is learned from: features, their type, coordinates, encoder, scale.
+
+    Where the file lies, and where its slide lay, is no part of it.
+    """
+    facts = [bag.features.dtype.str, bag.features.shape, *(bag.attributes.get(key) for key in CONTENT_ATTRIBUTES)]
+    digest = hashlib.sha256(fingerprint([str(fact) for fact in facts]).encode())
+    digest.update(np.ascontiguousarray(bag.features).data)
+    if bag.xy_px0 is not None:
+        digest.update(np.ascontiguousarray(bag.xy_px0).data)
+    return digest.hexdigest()[:16]
 
 
 def _common(store: BagStore, rows: Sequence[SlideRow]) -> tuple[int, str | None, float | None]:

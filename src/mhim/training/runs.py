@@ -68,6 +68,20 @@ class RunConfig(Settings):
         return [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
 
 
+FOLD_FILES = ("model.safetensors", "history.csv", "predictions.csv", "fold.json")
+
+
+def is_whole(fold_folder: Path) -> bool:
+    """Whether a fold has all its files and a readable ``fold.json``, which is written last."""
+    if not all((fold_folder / name).is_file() for name in FOLD_FILES):
+        return False
+    try:
+        read_json(fold_folder / "fold.json")
+    except ArtefactError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder opened for reading.
@@ -90,7 +104,7 @@ class Run:
     @property
     def folds(self) -> tuple[int, ...]:
         """Indices of the folds that are complete."""
-        return tuple(i for i in range(self.info["n_folds"]) if (self.fold_path(i) / "fold.json").is_file())
+        return tuple(i for i in range(self.info["n_folds"]) if is_whole(self.fold_path(i)))
 
     def fold_path(self, fold: int) -> Path:
         """Folder of one fold."""
