@@ -279,3 +279,44 @@ def test_localisation_scores_known_values(runs: list[Run]):
 def test_a_run_of_the_same_title_gets_its_own_files(study_run: Path):
     twice = [open_run(study_run), open_run(study_run)]
     assert unique_slugs(twice) == ["mhim-v1-abmil-seed0-1", "mhim-v1-abmil-seed0-2"]
+
+
+def new_slides(run: Run, folder: Path, **changes: object) -> MapConfig:
+    """Bags of one known and one new slide in a folder of their own, and the options that draw the new one."""
+    known = load_bag(run.config.features / "s03.h5")
+    save_bag(folder / "s03.h5", known)
+    attributes = {**known.attributes, **changes}
+    save_bag(folder / "new.h5", replace(known, slide_id="new", attributes=attributes))
+    return MapConfig.model_validate({"features": folder, "fold": 1, "max_side_px": 288})
+
+
+def test_a_slide_that_the_run_does_not_know_is_drawn_by_the_fold_that_was_asked_for(runs: list[Run], tmp_path: Path):
+    config = new_slides(runs[1], tmp_path / "features")
+    study = Study.of([runs[1]], config)
+    assert study.slides == ("new",)
+    expected = tile_values(runs[1].model(1), load_bag(tmp_path / "features" / "new.h5"))
+    np.testing.assert_array_equal(
+        slide_maps(study, "new", config).values[study.runs[0].slug].attention, expected.attention
+    )
+    said = study.runs[0].prediction("new")
+    assert said.probabilities == tuple(expected.slide_probabilities)
+    assert not said.is_wrong
+    assert draw_maps([runs[1]], tmp_path / "maps", config).done == ["new"]
+    assert read_json(tmp_path / "maps" / "new" / "maps.json")["runs"]
+
+
+def test_a_new_slide_of_another_encoder_is_refused(runs: list[Run], tmp_path: Path):
+    config = new_slides(runs[1], tmp_path / "features", encoder="other")
+    result = draw_maps([runs[1]], tmp_path / "maps", config)
+    assert "encoded with other, but the run with test" in result.failed["new"]
+
+
+def test_a_fold_that_the_run_does_not_have_is_refused(runs: list[Run], tmp_path: Path):
+    config = new_slides(runs[1], tmp_path / "features").model_copy(update={"fold": 7})
+    with pytest.raises(CohortError, match="has no fold 7; it has 0, 1"):
+        Study.of([runs[1]], config)
+
+
+def test_new_slides_need_bags_that_the_run_does_not_know(runs: list[Run]):
+    with pytest.raises(CohortError, match="no bag here of a slide that"):
+        Study.of([runs[1]], MapConfig.model_validate({"fold": 0}))

@@ -24,6 +24,7 @@ def add_to(app: typer.Typer) -> None:
             "mhim heatmap runs/mhim -o maps",
             "mhim heatmap runs/mhim --with-baseline -o maps --all-slides",
             "mhim heatmap runs/mhim -o maps --slides slide-1,slide-2 --map attention --map probability",
+            "mhim heatmap runs/mhim -o maps --features new/features --fold 0",
         )
     )(heatmap)
     app.command(
@@ -46,6 +47,9 @@ def heatmap(
     ] = None,
     max_slides: Annotated[int, typer.Option(min=1, help="How many telling slides to draw when none are named.")] = 24,
     all_slides: Annotated[bool, typer.Option("--all-slides", help="Draw every tested slide.")] = False,
+    fold: Annotated[
+        int | None, typer.Option(min=0, help="Draw the slides of --features that the run does not know, by this fold.")
+    ] = None,
     with_baseline: WithBaseline = False,
     plugin: Plugin = None,
     dry_run: DryRun = False,
@@ -54,14 +58,14 @@ def heatmap(
     """Draw attention, tile probability and contribution over the slides, each by the fold that tested it.
 
     Without --slides or --all-slides: the wrong, the least certain and the most certain slides of the
-    last run. Two or more runs share scales and a panel. Where tiles have truth, OUT/localisation.csv
-    scores the maps on every slide.
+    last run. Slides that the run does not know are drawn with --fold, by that fold's model. Two or more
+    runs share scales and a panel. Where tiles have truth, OUT/localisation.csv scores the maps on every slide.
     """
     from mhim.config import validate
     from mhim.maps import MapConfig, Study, draw_maps
 
     load_plugins(plugin)
-    values = {"cohort": cohort, "features": features, "maps": maps or None}
+    values = {"cohort": cohort, "features": features, "maps": maps or None, "fold": fold}
     given = {key: value for key, value in values.items() if value is not None}
     config = validate(MapConfig, given | {"max_slides": None if all_slides else max_slides}, "heatmap")
     opened = open_runs(runs, with_baseline)

@@ -11,7 +11,7 @@ from mhim.config import Settings, fingerprint
 
 MapKind = Literal["attention", "probability", "contribution"]
 KINDS: tuple[MapKind, ...] = ("attention", "probability", "contribution")
-PLACES = {"cohort", "features", "max_slides"}
+PLACES = {"cohort", "features", "max_slides", "fold"}
 
 
 class MapConfig(Settings):
@@ -26,6 +26,7 @@ class MapConfig(Settings):
     least_opacity: float = Field(0.12, ge=0, le=1, description="opacity of the lowest value")
     cohort: Path | None = Field(None, description="cohort table with slides and annotations; default: the run's")
     features: Path | None = Field(None, description="folder of bag files; default: the run's")
+    fold: int | None = Field(None, ge=0, description="draw slides that the run does not know, by this fold's model")
 
     @field_validator("maps")
     @classmethod

@@ -214,14 +214,14 @@ def _target(values: TileValues, classes: tuple[str, ...]) -> tuple[str, bool]:
 
 def caption_lines(source: RunMaps, slide_id: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """Who said what of a slide, in words."""
-    said = source.predictions[slide_id]
+    said = source.prediction(slide_id)
     index = 1 if len(classes) == 2 else classes.index(said.y_pred)
-    verdict = "wrong" if said.is_wrong else "right"
+    known = f"fold {said.fold} (test): true {said.y_true}, predicted {said.y_pred}"
+    verdict = f"{known} ({'wrong' if said.is_wrong else 'right'})"
+    if said.is_new:
+        verdict = f"fold {said.fold}, a slide that the run does not know: predicted {said.y_pred}"
     cut = "" if said.threshold is None else f" (threshold {said.threshold:.3f})"
-    return (
-        f"{source.run.config.title}, fold {said.fold} (test): true {said.y_true}, predicted {said.y_pred} ({verdict}), "
-        f"p({classes[index]}) = {said.probabilities[index]:.3f}{cut}",
-    )
+    return (f"{source.run.config.title}, {verdict}, p({classes[index]}) = {said.probabilities[index]:.3f}{cut}",)
 
 
 def tile_table(maps: SlideMaps, run: str, classes: tuple[str, ...]) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def tile_table(maps: SlideMaps, run: str, classes: tuple[str, ...]) -> pd.DataFr
 def _stamp(study: Study, maps: SlideMaps, identity: dict[str, str]) -> dict[str, Any]:
     runs = {}
     for source in study.runs:
-        said, values = source.predictions[maps.slide_id], maps.values[source.slug]
+        said, values = source.prediction(maps.slide_id), maps.values[source.slug]
         runs[source.slug] = {
             "title": source.run.config.title,
             "identity": source.run.info["identity"],

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mhim.errors import FeatureError
 from mhim.evaluation import BOOTSTRAP_SEED, RESAMPLES, Estimate
 from mhim.maps.config import KINDS, MapKind
 from mhim.maps.study import Study
@@ -50,14 +51,19 @@ def localisation_table(study: Study, maps: Sequence[MapKind] = KINDS) -> pd.Data
         for source in study.runs:
             if not source.bag_path(slide_id).is_file():
                 continue
-            bag = source.bag(slide_id)
+            try:
+                bag = source.bag(slide_id)
+                values = source.values(bag, slide_id)
+            except FeatureError:
+                if source.new_by is None:
+                    raise
+                break  # drawing the new slide says why
             if bag.annotation_fraction is None:
                 break
             inside = bag.annotation_fraction >= INSIDE
             if inside.all() or not inside.any():
                 break
-            values = source.values(bag, slide_id)
-            said = source.predictions[slide_id]
+            said = source.prediction(slide_id)
             record: dict[str, object] = dict(
                 zip(FACTS, (source.slug, slide_id, said.case_id, said.fold, len(bag), int(inside.sum())), strict=True)
             )

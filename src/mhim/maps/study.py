@@ -18,6 +18,7 @@ from mhim.config import fingerprint
 from mhim.errors import CohortError, ConfigError, FeatureError
 from mhim.maps.config import MapConfig
 from mhim.maps.values import TileValues, tile_values
+from mhim.metrics import predict_classes
 from mhim.models.contract import MILModel
 from mhim.training.runs import Run
 
@@ -31,7 +32,7 @@ class Prediction:
     Attributes:
         slide_id, case_id: the slide and its owner.
         fold: the fold that tested it; only this fold's model never saw it.
-        y_true, y_pred: class names.
+        y_true, y_pred: class names; ``y_true`` is empty for a slide that the run does not know.
         threshold: on the positive class, or None.
         probabilities: one for each class.
     """
@@ -47,7 +48,12 @@ class Prediction:
     @property
     def is_wrong(self) -> bool:
         """Whether the prediction is not the true class."""
-        return self.y_true != self.y_pred
+        return not self.is_new and self.y_true != self.y_pred
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run does not know the slide."""
+        return not self.y_true
 
     @property
     def certainty(self) -> float:
@@ -67,18 +73,52 @@ class RunMaps:
         run: a complete run.
         slug: its name in file names, unique among the runs drawn together.
         features: folder of bag files; None takes the run's.
+        new_by: fold whose model draws the slides that the run does not know; None draws the tested slides.
+
+    Raises:
+        CohortError: the run has no such fold.
     """
 
-    def __init__(self, run: Run, slug: str, features: Path | None = None) -> None:
+    def __init__(self, run: Run, slug: str, features: Path | None = None, new_by: int | None = None) -> None:
+        if new_by is not None and new_by not in run.folds:
+            raise CohortError(f"{run.path}: has no fold {new_by}; it has {', '.join(map(str, run.folds))}")
         self.run = run
         self.slug = slug
         self.features = features or run.config.features
+        self.new_by = new_by
         self._models: dict[int, MILModel] = {}
+        self._new: dict[str, Prediction] = {}
 
     @cached_property
     def predictions(self) -> dict[str, Prediction]:
         """Test predictions by slide; a slide that several folds tested counts for the first of them."""
         return {row.slide_id: row for row in reversed(read_test_predictions(self.run))}
+
+    @cached_property
+    def slides(self) -> tuple[str, ...]:
+        """The slides that can be drawn: the tested ones, or those that the run does not know."""
+        if self.new_by is None:
+            return tuple(self.predictions)
+        return tuple(sorted(path.stem for path in self.features.glob("*.h5") if path.stem not in self.predictions))
+
+    def prediction(self, slide_id: str) -> Prediction:
+        """What the run said of a slide, or what the chosen fold says of a new one."""
+        if self.new_by is None:
+            return self.predictions[slide_id]
+        if slide_id not in self._new:
+            self._new[slide_id] = self._predict(slide_id, self.new_by)
+        return self._new[slide_id]
+
+    def _predict(self, slide_id: str, fold: int) -> Prediction:
+        bag = self.bag(slide_id)
+        encoder, wanted = bag.attributes.get("encoder"), self.run.info["encoder"]
+        if encoder != wanted:
+            raise FeatureError(f"{self.bag_path(slide_id)}: encoded with {encoder}, but the run with {wanted}")
+        said = tile_values(self.model(fold), bag).slide_probabilities
+        threshold = self.run.fold_info(fold)["threshold"]
+        index = int(predict_classes(said[None], threshold)[0])
+        name = self.run.classes[index]
+        return Prediction(slide_id, slide_id, fold, "", name, threshold, tuple(float(value) for value in said))
 
     def bag_path(self, slide_id: str) -> Path:
         """The bag file of a slide."""
@@ -95,12 +135,12 @@ class RunMaps:
         return self._models[fold]
 
     def values(self, bag: Bag, slide_id: str) -> TileValues:
-        """The maps of a slide by the model of the fold that tested it.
+        """The maps of a slide by the model of the fold that tested it, or that was chosen for new slides.
 
         Raises:
             FeatureError: the model says something else of this bag than the run recorded.
         """
-        recorded = self.predictions[slide_id]
+        recorded = self.prediction(slide_id)
         values = tile_values(self.model(recorded.fold), bag)
         apart = float(np.abs(values.slide_probabilities - np.array(recorded.probabilities)).max())
         if apart > SAME_PROBABILITY:
@@ -112,7 +152,7 @@ class RunMaps:
 
     def identity(self, slide_id: str) -> list[str]:
         """What the maps of a slide are made from, on this run's side."""
-        fold = self.predictions[slide_id].fold
+        fold = self.prediction(slide_id).fold if self.new_by is None else self.new_by
         weights = quick_digest(self.run.fold_path(fold) / "model.safetensors")
         return [self.slug, self.run.info["identity"], weights, _digest(self.bag_path(slide_id))]
 
@@ -144,8 +184,11 @@ class Study:
         for run in runs[1:]:
             if run.classes != runs[0].classes:
                 raise CohortError(f"{run.path}: its classes are not those of {runs[0].path}; map them separately")
-        sources = tuple(RunMaps(run, slug, config.features) for run, slug in zip(runs, unique_slugs(runs), strict=True))
-        shared = [s for s in sources[0].predictions if all(s in other.predictions for other in sources[1:])]
+        named = zip(runs, unique_slugs(runs), strict=True)
+        sources = tuple(RunMaps(run, slug, config.features, config.fold) for run, slug in named)
+        shared = [s for s in sources[0].slides if all(s in other.slides for other in sources[1:])]
+        if not shared and config.fold is not None:
+            raise CohortError(f"{sources[0].features}: no bag here of a slide that {runs[0].path} does not know")
         if not shared:
             raise CohortError(f"{runs[1].path}: tested no slide that {runs[0].path} tested; map them separately")
         return cls(sources, _rows(runs[0], config), tuple(sorted(shared)))
@@ -173,13 +216,13 @@ class Study:
             for slide_id in slides:
                 if slide_id not in self.slides:
                     raise CohortError(
-                        f"{self.runs[0].run.path}: slide {slide_id} is in no test part "
-                        f"(there are {len(self.slides)}, first: {self.slides[0]})"
+                        f"{self.runs[0].run.path}: slide {slide_id} is in no test part; a slide that the run does not "
+                        f"know is drawn with --fold (slides here: {len(self.slides)}, first: {self.slides[0]})"
                     )
             return list(dict.fromkeys(slides))
-        if config.max_slides is None:
+        if config.max_slides is None or config.fold is not None:
             return list(self.slides)
-        predictions = [self.runs[-1].predictions[slide_id] for slide_id in self.slides]
+        predictions = [self.runs[-1].prediction(slide_id) for slide_id in self.slides]
         chosen = {slide_id for group in telling(predictions, config.max_slides).values() for slide_id in group}
         return [slide_id for slide_id in self.slides if slide_id in chosen]
 
