@@ -15,7 +15,7 @@ SOURCE = Path(mhim.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("mhim", "errors"),
     ("config", "artefacts"),
-    ("registry", "batch", "pool", "presets"),
+    ("registry", "batch", "pool", "presets", "provenance"),
     ("bag", "cohort"),
     ("resume", "splits", "metrics", "survival", "models", "masks"),
     ("resampling", "slides", "synth", "methods", "checkpoint"),
@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tiling", "encode", "convert", "training"),
     ("evaluation",),
     ("maps", "ablation", "robustness"),
-    ("ablation_tables",),
+    ("ablation_tables", "exports"),
     ("report",),
     ("demo",),
     ("cli",),

@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from mhim.artefacts import write_text
 from mhim.cohort import Cohort, read_table
-from mhim.config import Settings
+from mhim.config import Settings, fingerprint
 from mhim.errors import CohortError
 
 PARTS = ("train", "val", "test")
@@ -79,6 +79,11 @@ class Splits:
         repeated = [case for case, count in tested.items() if count > 1]
         if repeated:
             raise CohortError(f"splits: case {repeated[0]} is in the test part of more than one fold")
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the folds: the cases of every part."""
+        return fingerprint([[fold.train, fold.val, fold.test] for fold in self.folds])
 
     def only(self, cases: Collection[str]) -> Splits:
         """The same folds without the cases that are not in ``cases``.

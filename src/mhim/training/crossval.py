@@ -20,12 +20,13 @@ import mhim
 from mhim.artefacts import read_json, write_json, write_text
 from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort, read_cohort
-from mhim.config import fingerprint, read_yaml, to_yaml, validate
+from mhim.config import read_yaml, to_yaml, validate
 from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
 from mhim.models import MILModel, models
 from mhim.pool import end_with_parent
+from mhim.provenance import environment
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
 from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features, feature_statistics
@@ -71,7 +72,7 @@ def plan_run(config: RunConfig) -> RunPlan:
 
 def plan_on(config: RunConfig, cohort: Cohort, features: CohortFeatures, splits: Splits) -> RunPlan:
     """The plan of a run on data and folds that have been checked already."""
-    folds = fingerprint([[fold.train, fold.val, fold.test] for fold in splits.folds])
+    folds = splits.fingerprint
     baseline = None
     if methods[config.method.name].needs_baseline(config.method):
         plain = config.model_copy(update={"method": methods.parse("supervised")})
@@ -186,6 +187,7 @@ def train_run(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", to_yaml(plan.config))
     write_json(out / "run.json", describe(plan))
+    write_json(out / "data.json", {"slides": dict(plan.features.slides), "folds": plan.splits.fingerprint})
     if workers > 1 and len(pending) > 1:
         _train_side_by_side(plan, pending, out, workers, baseline, on_fold)
     else:
@@ -337,6 +339,7 @@ def write_fold(
             "n_train": sum(len(plan.cohort.of_cases([case])) for case in fold.train),
             "n_val": len(val),
             "n_test": len(test),
+            "environment": environment(next(model.parameters()).device.type, loaded_plugins()),
         },
     )
 

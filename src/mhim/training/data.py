@@ -100,6 +100,8 @@ class CohortFeatures:
     encoder: str | None
     mpp: float | None
     unlabelled: tuple[str, ...]
+    slides: tuple[tuple[str, tuple[str, str | None, str]], ...] = ()
+    """(slide, (case, label, content digest)) in table order."""
 
 
 def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort, CohortFeatures]:
@@ -138,6 +140,7 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
         encoder=common[1],
         mpp=common[2],
         unlabelled=unlabelled,
+        slides=tuple((slide_id, (case_id, label, digest)) for slide_id, case_id, label, digest in identity),
     )
     return Cohort(cohort.source, present, cohort.classes), features
 
