@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mhim.errors import ConfigError
+from mhim.slides.resample import Mode
 
-__all__ = ["Slide", "open_slide"]
+__all__ = ["Mode", "Slide", "open_slide"]
 
 
 class Slide(Protocol):
@@ -32,13 +33,37 @@ class Slide(Protocol):
     reader: str
     reader_version: str
 
-    def read(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+    def read(
+        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
+    ) -> NDArray[np.uint8]:
         """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
 
-        Outside the slide, and where it is transparent, the region is white.
+        Outside the slide, and where it is transparent, the region is white. The default mode suits pictures and
+        masks; a tile that is read alone is equal to the same tile of ``read_many`` in the same mode.
 
         Raises:
             SlideError: the region cannot be decoded.
+        """
+        ...
+
+    def read_many(
+        self, xy_px0: NDArray[np.integer], size_px: int, mpp: float, out: NDArray[np.uint8], mode: Mode = "parity"
+    ) -> None:
+        """Fill ``out`` with square tiles; several threads may call it at once on one slide.
+
+        It is fastest when corners come sorted by y, then x, some dozens to hundreds in a call: a stored tile that
+        several of them touch is then decoded once.
+
+        Args:
+            xy_px0: (n, 2) integer corners in level-0 pixels.
+            size_px: side of a tile in pixels at ``mpp``.
+            mpp: micrometres per pixel wanted.
+            out: (n, size_px, size_px, 3) uint8, filled with RGB in the order of the corners.
+            mode: see ``mhim.slides.resample.Mode``.
+
+        Raises:
+            SlideError: a tile cannot be decoded (its position is named), and what ``out`` then holds is undefined;
+                or the arguments do not belong together.
         """
         ...
 

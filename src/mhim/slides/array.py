@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from importlib.metadata import version
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mhim.errors import SlideError
-from mhim.slides.resample import WHITE, resample, thumbnail_plan
+from mhim.slides.base import SlideBase
+from mhim.slides.resample import WHITE, Mode, resample
 
 
-class ArraySlide:
+class ArraySlide(SlideBase):
     """A slide whose level-0 pixels are an array; it reads exactly like a slide file.
 
     Args:
@@ -42,7 +42,9 @@ class ArraySlide:
         self.slide_id = slide_id
         self.size_px0 = (pixels.shape[1], pixels.shape[0])
 
-    def read(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+    def read(
+        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
+    ) -> NDArray[np.uint8]:
         """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp``; white outside the array."""
         scale = mpp / self.mpp0
         (x, y), (width, height) = xy_px0, self.size_px0
@@ -52,20 +54,4 @@ class ArraySlide:
         right, bottom = min(x + region_px0[0], width), min(y + region_px0[1], height)
         if right > left and bottom > top:
             canvas[top - y : bottom - y, left - x : right - x] = self.pixels[top:bottom, left:right]
-        return resample(Image.fromarray(canvas), size_px, scale)
-
-    def thumbnail(self, max_side_px: int) -> NDArray[np.uint8]:
-        """The whole slide (h, w, 3) uint8, its longer side at most ``max_side_px``."""
-        size_px, mpp = thumbnail_plan(self.size_px0, self.mpp0, max_side_px)
-        return self.read((0, 0), size_px, mpp)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return resample(Image.fromarray(canvas), size_px, scale, mode)

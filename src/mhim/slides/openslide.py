@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import openslide
@@ -14,13 +14,14 @@ from PIL import Image
 
 from mhim.cohort import slide_name
 from mhim.errors import SlideError
-from mhim.slides.resample import best_level, on_white, resample, thumbnail_plan
+from mhim.slides.base import SlideBase
+from mhim.slides.resample import Mode, best_level, on_white, resample
 
 MPP_TOLERANCE = 0.01
 MAX_READ_PX = 1 << 25
 
 
-class OpenSlideSlide:
+class OpenSlideSlide(SlideBase):
     """A slide file read by OpenSlide; the scale in its metadata wins over a given one.
 
     The file is opened again once when a read fails, since an OpenSlide object stays broken after an
@@ -46,6 +47,7 @@ class OpenSlideSlide:
         self.reader_version = openslide.__library_version__
         self._given = (path, slide_id, mpp0, mpp0_source)
         self._file = _open(path)
+        self._reopening = threading.Lock()
         found = _metadata_mpp(path, self._file)
         mpp = found or mpp0
         if mpp is None:
@@ -59,7 +61,9 @@ class OpenSlideSlide:
         self.size_px0: tuple[int, int] = self._file.dimensions
         self.downsamples: tuple[float, ...] = self._file.level_downsamples
 
-    def read(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+    def read(
+        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
+    ) -> NDArray[np.uint8]:
         """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
 
         Very large regions are read in parts, so that memory stays bounded on slides without a pyramid.
@@ -71,52 +75,48 @@ class OpenSlideSlide:
         scale = mpp / (self.mpp0 * self.downsamples[level])
         region_px = (math.ceil(size_px[0] * scale - 1e-6), math.ceil(size_px[1] * scale - 1e-6))
         if region_px[0] * region_px[1] > MAX_READ_PX and max(size_px) > 1:
-            return self._read_halves(xy_px0, size_px, mpp)
-        return resample(on_white(self._read_level(xy_px0, level, region_px)), size_px, scale)
-
-    def thumbnail(self, max_side_px: int) -> NDArray[np.uint8]:
-        """The whole slide (h, w, 3) uint8, its longer side at most ``max_side_px``."""
-        size_px, mpp = thumbnail_plan(self.size_px0, self.mpp0, max_side_px)
-        return self.read((0, 0), size_px, mpp)
+            return self._read_halves(xy_px0, size_px, mpp, mode)
+        return resample(on_white(self._read_level(xy_px0, level, region_px)), size_px, scale, mode)
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
 
-    def _read_halves(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+    def _read_halves(
+        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode
+    ) -> NDArray[np.uint8]:
         axis = 0 if size_px[0] >= size_px[1] else 1
         first, second, corner = list(size_px), list(size_px), list(xy_px0)
         first[axis] = size_px[axis] // 2
         second[axis] -= first[axis]
         corner[axis] += round(first[axis] * mpp / self.mpp0)
         parts = [
-            self.read(xy_px0, (first[0], first[1]), mpp),
-            self.read((corner[0], corner[1]), (second[0], second[1]), mpp),
+            self.read(xy_px0, (first[0], first[1]), mpp, mode),
+            self.read((corner[0], corner[1]), (second[0], second[1]), mpp, mode),
         ]
         return np.concatenate(parts, axis=1 - axis)
 
     def _read_level(self, xy_px0: tuple[int, int], level: int, region_px: tuple[int, int]) -> Image.Image:
+        file = self._file
         try:
-            return self._file.read_region(xy_px0, level, region_px)
+            return file.read_region(xy_px0, level, region_px)
         except openslide.OpenSlideError:
-            self.close()
+            pass
         try:
-            self._file = _open(self.path)
-            return self._file.read_region(xy_px0, level, region_px)
+            return self._reopened(file).read_region(xy_px0, level, region_px)
         except openslide.OpenSlideError as error:
             place = f"x {xy_px0[0]}, y {xy_px0[1]} (level 0), {region_px[0]} x {region_px[1]} px of level {level}"
             raise SlideError(f"{self.path}: cannot read the region at {place}: {error}") from None
 
+    def _reopened(self, broken: openslide.OpenSlide) -> openslide.OpenSlide:
+        """The file opened again, once for all threads that met the broken handle (which others may still hold)."""
+        with self._reopening:
+            if self._file is broken:
+                self._file = _open(self.path)
+            return self._file
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def dicom_files(folder: Path) -> list[Path]:
