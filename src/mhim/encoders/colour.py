@@ -41,6 +41,7 @@ class ColourEncoder(Encoder):
     dim = 2 * (2 + len(QUANTILES)) + 2 + 1 + 6 + 1 + 2 * 2 * len(SCALES) + LBP_BINS * len(LBP_SCALES)
     tile_px = 128
     transform = "optical density, Ruifrok-Johnston unmixing"
+    backend = "numpy"
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, h, w, 3) uint8 RGB, sides of at least 16 px -> (B, dim) float32."""

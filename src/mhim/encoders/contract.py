@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,13 +15,18 @@ from mhim.registry import Registry
 class Encoder:
     """Base of every encoder. It is frozen: the same tile gives the same row, whatever is beside it.
 
+    ``encode`` may be called from several threads at once.
+
     Attributes:
         dim: feature width D.
         tile_px, mpp: tile side and scale that suit it; a suggestion, not a check.
         transform: what is done to a tile before the network, in words.
-        precision: arithmetic.
+        backend: the runtime that runs it: numpy, torch, openvino or onnxruntime.
+        precision: arithmetic: float32, bfloat16 or int8.
+        deviation: how far backend and precision move the features from torch in float32, in words.
         revision: which version of the network and its weights.
         weights_sha256: digest of the weight file, or "none" without weights.
+        licence: of the weights; "" without weights.
 
     Args:
         config: the subclass's own ``Config``.
@@ -33,9 +39,12 @@ class Encoder:
     tile_px: int = 224
     mpp: float = 0.5
     transform: str = ""
+    backend: str = "torch"
     precision: str = "float32"
+    deviation: str = "none"
     revision: str = "1"
     weights_sha256: str = "none"
+    licence: str = ""
 
     def __init__(self, config: ComponentConfig, device: str = "cpu") -> None:
         self.config = config
@@ -64,8 +73,38 @@ class Encoder:
             "encoder_revision": self.revision,
             "encoder_weights_sha256": self.weights_sha256,
             "transform": self.transform,
+            "backend": self.backend,
             "precision": self.precision,
+            "deviation": self.deviation,
         }
 
 
-encoders: Registry[Encoder] = Registry("encoder")
+class EncoderRegistry(Registry[Encoder]):
+    """Encoders by name; ``PREFIX:REST`` names one encoder of a family, such as ``timm:NAME`` or ``onnx:FILE``."""
+
+    def __init__(self) -> None:
+        super().__init__("encoder")
+        self._families: dict[str, type[Encoder]] = {}
+
+    @property
+    def families(self) -> dict[str, type[Encoder]]:
+        """Prefix -> class of the encoders ``PREFIX:REST``."""
+        return dict(self._families)
+
+    def register_family(self, prefix: str) -> Callable[[type[Encoder]], type[Encoder]]:
+        """Class decorator: the class stands for every name ``prefix:REST``; it reads REST from ``config.name``."""
+
+        def add(cls: type[Encoder]) -> type[Encoder]:
+            self._families[prefix] = cls
+            return cls
+
+        return add
+
+    def __getitem__(self, name: str) -> type[Encoder]:
+        prefix, colon, rest = name.partition(":")
+        if colon and rest and prefix in self._families:
+            return self._families[prefix]
+        return super().__getitem__(name)
+
+
+encoders = EncoderRegistry()
