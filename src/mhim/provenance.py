@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,17 +20,17 @@ LEARNING = ("masks", "methods", "metrics.py", "models", "training")
 """What a run's numbers are computed by; another report or another reader of slides changes none of them."""
 
 
-def environment(device: str, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
+def environment(device: str, *components: type) -> dict[str, Any]:
     """Versions and machine as plain JSON values; no paths, no times, no host name.
 
     Args:
         device: what the numbers were computed on, as torch calls it.
-        plugins: the user's own files that took part.
+        components: classes that took part; the user's own files among them are recorded by digest.
     """
     return {
         "mhim": mhim.__version__,
         "code": code_digest(),
-        "plugins": {path.name: digest_of([path]) for path in plugins},
+        "plugins": {path.name: digest_of([path]) for path in map(_own_file, components) if path is not None},
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "system": platform.system(),
@@ -55,6 +56,12 @@ def digest_of(files: list[Path]) -> str:
         digest.update(f"{name}\0".encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
+
+
+def _own_file(component: type) -> Path | None:
+    """The file that defines a component outside this package."""
+    path = Path(inspect.getfile(component))
+    return None if path.is_relative_to(SOURCE) else path
 
 
 def _version(name: str) -> str | None:
