@@ -339,7 +339,9 @@ def write_fold(
             "n_train": sum(len(plan.cohort.of_cases([case])) for case in fold.train),
             "n_val": len(val),
             "n_test": len(test),
-            "environment": environment(next(model.parameters()).device.type, type(model), methods[plan.config.method.name]),
+            "environment": environment(
+                next(model.parameters()).device.type, type(model), methods[plan.config.method.name]
+            ),
         },
     )
 
