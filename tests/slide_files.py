@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +43,3 @@ def write_tiff(path: Path, pixels: NDArray[np.uint8], mpp: float | None, levels:
             blocks = pixels[: height * 2, : width * 2].reshape(height, 2, width, 2, 3)
             pixels = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
     return path
-
-
-def heavy_modules(_: object) -> list[str]:
-    """In a worker: which heavy modules reading tiles has brought in."""
-    import mhim.tile_reader  # noqa: F401
-
-    return [name for name in ("torch", "mhim.encoders", "matplotlib") if name in sys.modules]

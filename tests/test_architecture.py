@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "artefacts"),
     ("registry", "batch", "pool", "presets", "provenance"),
     ("bag", "cohort"),
-    ("resume", "splits", "metrics", "survival", "models", "masks"),
+    ("resume", "partial_bag", "splits", "metrics", "survival", "models", "masks"),
     ("resampling", "slides", "synth", "methods", "checkpoint"),
     ("tissue", "tile_reader", "weights"),
     ("tiles", "encoders"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import h5py
 import numpy as np
@@ -13,17 +14,16 @@ from mhim.bag import load_bag, read_attributes
 from mhim.cli import app
 from mhim.cohort import read_slides
 from mhim.config import ComponentConfig
-from mhim.encode import EncodeConfig, _batches, encode_grids, resolve_device
+from mhim.encode import EncodeConfig, encode_grids, resolve_device
 from mhim.encoders import Encoder, encoders
 from mhim.errors import ArtefactError, ConfigError, SlideError
 from mhim.pool import WorkerPool
 from mhim.slides import open_slide
 from mhim.tile_io import load_grid
-from mhim.tile_reader import ReadJob, SlideSource, forget_slide, read_tiles
 from mhim.tiles import TileConfig, TileSpec
 from mhim.tiling import tile_slides
 from mhim.tissue import TissueConfig
-from slide_files import heavy_modules, stained, write_tiff
+from slide_files import stained, write_tiff
 
 COLOUR = EncodeConfig(encoder=encoders.parse("colour"), storage="float32")
 TILES = TileConfig(tiles=TileSpec(mpp=1.0, size_px=16), tissue=TissueConfig(mpp=2.0, min_tissue_um2=100))
@@ -51,7 +51,7 @@ def test_features_are_those_of_the_tiles(made, tmp_path):
     with open_slide(made / "slides" / "a.tif") as slide:
         for index in (0, 33, len(bag) - 1):
             x, y = grid.xy_px0[index].tolist()
-            tile = slide.read((x, y), (16, 16), 1.0)
+            tile = slide.read((x, y), (16, 16), 1.0, "parity")
             np.testing.assert_allclose(bag.features[index], encoder.encode(tile[None])[0], atol=1e-6)
 
 
@@ -65,15 +65,6 @@ def test_workers_do_not_change_features(made, tmp_path):
         np.testing.assert_array_equal(alone.xy_px0, two.xy_px0)
 
 
-@pytest.mark.parametrize("size", [1, 7, 32, 64, 1000])
-def test_batches_keep_every_row_in_order(size):
-    """Whatever the batch size, the rows come out once, in order, in full batches but the last."""
-    rows = np.arange(150, dtype=np.uint8)[:, None, None, None]
-    batches = list(_batches((rows[start : start + 32] for start in range(0, 150, 32)), size))
-    np.testing.assert_array_equal(np.concatenate(batches), rows)
-    assert {len(batch) for batch in batches[:-1]} <= {size}
-
-
 def test_attributes_say_how_it_was_made(made, tmp_path):
     """Scale, slide, encoder, transform and fingerprints are in the file; truth is copied."""
     encode_grids(made / "tiles", tmp_path, COLOUR)
@@ -82,7 +73,7 @@ def test_attributes_say_how_it_was_made(made, tmp_path):
         assert attributes[key] == grid[key]
     assert attributes["encoder"] == "colour"
     assert attributes["encoder_weights_sha256"] == "none"
-    assert "antialiased bilinear" in attributes["transform"]
+    assert "antialiased bicubic" in attributes["transform"]
     assert attributes["complete"]
 
 
@@ -153,62 +144,25 @@ def test_a_worker_that_dies_is_an_error_and_the_pool_lives_on():
     """The slide gets a clear error; the same pool then serves the next one, in order."""
     with WorkerPool(1) as pool:
         with pytest.raises(SlideError, match="a worker process died while reading this slide"):
-            list(pool.ordered(_die, [0, 1, 2, 3], ahead=2))
-        assert list(pool.ordered(_die, [0, 1, 3, 4], ahead=2)) == [0, 10, 30, 40]
-        with pytest.raises(SlideError, match="worker process died"):
             pool.alone(_die, 2)
-
-
-def test_workers_do_not_import_torch():
-    """A reading worker starts light."""
-    with WorkerPool(1) as pool:
-        assert pool.alone(heavy_modules, None) == []
-
-
-def test_reads_ahead_are_bounded():
-    """Never more than the given number of tasks is taken before a result is asked for."""
-    taken = []
-
-    def tasks():
-        for number in range(20):
-            taken.append(number)
-            yield number
-
-    with WorkerPool(1) as pool:
-        results = pool.ordered(abs, tasks(), ahead=3)
-        assert next(results) == 0
-        assert len(taken) == 4
-        results.close()
-
-
-def test_read_tiles_in_order(made):
-    """Tiles come back in the order of their corners."""
-    source = SlideSource(made / "slides" / "a.tif", "a", 1.0, "metadata")
-    xy_px0 = np.array([[64, 32], [0, 0], [64, 32]])
-    tiles = read_tiles(ReadJob(source, xy_px0, 16, 1.0))
-    forget_slide()
-    np.testing.assert_array_equal(tiles[0], tiles[2])
-    assert np.abs(tiles[0].astype(int) - tiles[1]).max() > 0
+        assert pool.alone(_die, 3) == 30
 
 
 def test_interrupt_passes_through(made, tmp_path, monkeypatch):
-    """Ctrl-C keeps what is finished, leaves no half-written file, and the next run goes on."""
-    tiles_of_a = len(load_grid(made / "tiles" / "a.h5"))
-    seen = []
+    """Ctrl-C leaves nothing that reads as complete, no thread, and the next run does the work."""
+    threads = threading.active_count()
 
     def interrupted(self, tiles):
-        seen.extend(tiles)
-        if len(seen) > tiles_of_a:
-            raise KeyboardInterrupt
-        return np.ones((len(tiles), self.dim), dtype=np.float32)
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(encoders["colour"], "encode", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            encode_grids(made / "tiles", tmp_path, COLOUR)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
-    again = encode_grids(made / "tiles", tmp_path, COLOUR)
-    assert (again.skipped, again.done) == (["a"], ["b"])
+    for workers in (0, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(encoders["colour"], "encode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                encode_grids(made / "tiles", tmp_path, COLOUR, workers)
+        assert not list(tmp_path.iterdir())
+        assert threading.active_count() == threads
+    assert encode_grids(made / "tiles", tmp_path, COLOUR).done == ["a", "b"]
 
 
 def test_no_grids(made, tmp_path):
@@ -268,7 +222,7 @@ def test_verb_takes_a_plugin_and_a_file(made, tmp_path):
     assert run(*words, "--config", tmp_path / "encode.yaml").exit_code == 0
     bag = load_bag(tmp_path / "out" / "a.h5")
     with open_slide(made / "slides" / "a.tif") as slide:
-        tile = slide.read(tuple(bag.xy_px0[5].tolist()), (16, 16), 1.0)
+        tile = slide.read(tuple(bag.xy_px0[5].tolist()), (16, 16), 1.0, "parity")
     np.testing.assert_allclose(bag.features[5], tile.mean(axis=(0, 1)) / 2, rtol=1e-5)
     del encoders._classes["mean-colour"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import mhim.artefacts as artefacts
 from mhim.errors import FeatureError
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,13 @@ ATTRIBUTES: dict[str, str] = {
     "encoder": "encoder name",
     "encoder_revision": "encoder revision",
     "encoder_weights_sha256": "digest of the encoder's weights",
+    "backend": "runtime that ran the encoder",
+    "resample": "how tiles were brought to mpp: parity or fast",
     "transform": "what was done to a tile before the encoder",
     "precision": "arithmetic of the encoder",
+    "deviation": "how far backend and precision move features from torch in float32",
+    "tile_count": "tiles that were planned on the slide",
+    "failed_count": "tiles that could not be read and are left out, listed in failed_coords and failed_reason",
     "tissue_mask_id": "digest of the tissue mask",
     "config_fingerprint": "digest of the configuration that made the file",
     "input_fingerprint": "digest of the input that it was made from",
@@ -90,22 +95,37 @@ def save_bag(path: Path, bag: Bag, precision: str = "float16") -> None:
     """
     check_features(bag.features, path)
     _check_rows(bag, path)
-    with np.errstate(over="ignore"):
-        stored = bag.features.astype(precision)
-    if not np.isfinite(stored).all():
-        raise FeatureError(f"{path}: features overflow {precision}; store them with precision float32")
+    stored = to_storage(bag.features, precision, path)
     with artefacts.atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         chunks = (min(CHUNK_ROWS, len(stored)), stored.shape[1])
         file.create_dataset("features", data=stored, chunks=chunks)
-        if bag.xy_px0 is not None:
-            file.create_dataset("coords", data=np.asarray(bag.xy_px0, dtype=np.int64))
-        if bag.annotation_fraction is not None:
-            file.create_dataset("annotation_fraction", data=bag.annotation_fraction.astype(np.float32))
-        for key, value in bag.attributes.items():
-            if value is not None:
-                file.attrs[key] = value
-        file.attrs["slide_id"] = bag.slide_id
+        write_facts(file, bag)
         file.attrs["complete"] = True
+
+
+def write_facts(file: h5py.File, bag: Bag) -> None:
+    """Write what a bag file holds besides its features: coordinates, instance truth, attributes."""
+    if bag.xy_px0 is not None:
+        file.create_dataset("coords", data=np.asarray(bag.xy_px0, dtype=np.int64))
+    if bag.annotation_fraction is not None:
+        file.create_dataset("annotation_fraction", data=bag.annotation_fraction.astype(np.float32))
+    for key, value in bag.attributes.items():
+        if value is not None:
+            file.attrs[key] = value
+    file.attrs["slide_id"] = bag.slide_id
+
+
+def to_storage(features: NDArray[Any], precision: str, source: object) -> NDArray[Any]:
+    """Finite features in the dtype that is stored.
+
+    Raises:
+        FeatureError: a value is beyond the range of ``precision``; names ``source``.
+    """
+    with np.errstate(over="ignore"):
+        stored = features.astype(precision)
+    if not np.isfinite(stored).all():
+        raise FeatureError(f"{source}: features overflow {precision}; store them with precision float32")
+    return stored
 
 
 def check_features(features: NDArray[Any], source: object) -> None:

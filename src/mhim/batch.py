@@ -71,17 +71,22 @@ def run_batch(items: Sequence[T], work: Callable[[T], Outcome], *, name: Callabl
             progress.update(task, description=f"{label} {escape(name(item))}")
             try:
                 outcome = work(item)
-            except MhimError as error:
-                result.failed[name(item)] = str(error)
-            except OSError as error:
-                result.failed[name(item)] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             except Exception as error:  # noqa: BLE001  (one broken slide must not stop the cohort; it is reported)
-                result.failed[name(item)] = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+                result.failed[name(item)] = describe_failure(error)
             else:
                 (result.done if outcome is Outcome.DONE else result.skipped).append(name(item))
             progress.advance(task)
         progress.update(task, description=label)
     return result
+
+
+def describe_failure(error: BaseException) -> str:
+    """Why an item failed, one line."""
+    if isinstance(error, MhimError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def print_result(result: BatchResult, noun: str = "slide") -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
@@ -50,26 +49,6 @@ class WorkerPool:
             return self.submit(function, task).result()
         except BrokenProcessPool:
             raise self._died() from None
-
-    def ordered(self, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
-        """Results in the order of ``tasks``, with at most ``ahead`` computed before they are asked for.
-
-        Raises:
-            SlideError: a worker died; the pool is started again for the next call.
-        """
-        pending: deque[Future[R]] = deque()
-        try:
-            for task in tasks:
-                pending.append(self.submit(function, task))
-                if len(pending) > (ahead if self.workers else 0):
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise self._died() from None
-        finally:
-            for future in pending:
-                future.cancel()
 
     def restart(self) -> None:
         """Drop the processes; the next task starts new ones."""

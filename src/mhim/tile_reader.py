@@ -1,15 +1,17 @@
-"""What a reading worker does: open a slide once, read tiles. Imports no torch, so that workers start fast."""
+"""Tiles of one slide for several threads, and what becomes of tiles that cannot be read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mhim.slides import Slide, open_slide
+from mhim.errors import MhimError
+from mhim.slides import Mode, Slide, open_slide
+
+UNREADABLE = (MhimError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -21,40 +23,63 @@ class SlideSource:
     mpp0: float
     mpp0_source: str
 
+    def open(self) -> Slide:
+        """The slide.
+
+        Raises:
+            SlideError: missing or unreadable.
+        """
+        return open_slide(self.path, self.slide_id, self.mpp0, self.mpp0_source)
+
 
 @dataclass(frozen=True)
-class ReadJob:
-    """Some tiles of one slide.
+class TileReader:
+    """Tiles of an open slide.
 
     Attributes:
-        source: the slide.
-        xy_px0: (n, 2) int64 corners in level-0 pixels.
+        slide: the slide.
         size_px: side of a tile in pixels at ``mpp``.
         mpp: micrometres per pixel wanted.
+        mode: how tiles are brought to that scale.
+        retries: further attempts on a tile that cannot be read.
     """
 
-    source: SlideSource
-    xy_px0: NDArray[np.int64]
+    slide: Slide
     size_px: int
     mpp: float
+    mode: Mode
+    retries: int = 1
 
+    def read(self, xy_px0: NDArray[np.int64], out: NDArray[np.uint8]) -> dict[int, str]:
+        """Fill ``out`` with tiles; what cannot be read, after further attempts, is named and set to zero.
 
-def read_tiles(job: ReadJob) -> NDArray[np.uint8]:
-    """The tiles of a job in its order, (n, size_px, size_px, 3) uint8 RGB.
+        Args:
+            xy_px0: (n, 2) corners in level-0 pixels.
+            out: (n, size_px, size_px, 3) uint8 to fill.
 
-    Raises:
-        SlideError: the slide cannot be opened, or a tile cannot be decoded (its position is named).
-    """
-    slide = _slide(job.source)
-    size_px = (job.size_px, job.size_px)
-    return np.stack([slide.read((x, y), size_px, job.mpp) for x, y in job.xy_px0.tolist()])
+        Returns:
+            For each index that could not be read, why.
+        """
+        try:
+            self.slide.read_many(xy_px0, self.size_px, self.mpp, out, self.mode)
+        except UNREADABLE:
+            reasons = {index: self._one(xy_px0[index], out[index]) for index in range(len(xy_px0))}
+            return {index: reason for index, reason in reasons.items() if reason}
+        return {}
 
+    def _one(self, xy_px0: NDArray[np.int64], out: NDArray[np.uint8]) -> str:
+        """Read one tile, several times if need be; why that failed, or nothing."""
+        reason = ""
+        for _ in range(1 + self.retries):
+            try:
+                self.slide.read_many(xy_px0[None], self.size_px, self.mpp, out[None], self.mode)
+            except UNREADABLE as error:
+                reason = str(error)
+            else:
+                return ""
+        out[:] = 0
+        return reason or "cannot be read"
 
-def forget_slide() -> None:
-    """Let go of the slide that this process keeps open."""
-    _slide.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def _slide(source: SlideSource) -> Slide:
-    return open_slide(source.path, source.slide_id, source.mpp0, source.mpp0_source)
+    def close(self) -> None:
+        """Release the slide; nobody may be reading."""
+        self.slide.close()

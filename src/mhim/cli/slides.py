@@ -20,6 +20,7 @@ from mhim.cli.shared import (
     examples,
     finish,
     load_plugins,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "mhim encode tiles -o features",
             "mhim encode tiles -o features --encoder efficientnet-lite0 --precision bfloat16",
-            "mhim encode tiles -o features --encoder colour --workers 4",
-            "mhim encode tiles -o features --plugin mine.py --encoder mine --device cuda --batch-size 256",
+            "mhim encode tiles -o features --encoder colour --resample fast --workers 4",
+            "mhim encode tiles -o features --device cuda:0,cuda:1 --batch-size 256",
+            "mhim encode tiles -o features --shard 1/4   (one of four jobs that share the slides and the folder)",
+            "mhim encode tiles -o features --plugin mine.py --encoder mine --set max_failed=0.01",
         )
     )(encode)
 
@@ -88,8 +91,19 @@ def encode(
     encoder: Annotated[str | None, typer.Option(help="Encoder name. Default: efficientnet-lite0-mid.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Tiles encoded at once. Default: 64.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps. Default: auto.")] = None,
-    workers: Workers = 2,
+    resample: Annotated[
+        str | None, typer.Option(help="parity (antialiased bicubic, as PIL) or fast. Default: parity.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, mps, or several: cuda:0,cuda:1. Default: auto.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: every n-th slide from the i-th, for n jobs at once.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", "-j", min=0, help="Threads that read tiles; 0: none beside the encoder. Default: cores."
+        ),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     plugin: Plugin = None,
@@ -98,20 +112,27 @@ def encode(
 ) -> None:
     """Turn tiles into features: one bag file per slide.
 
-    Writes OUT/SLIDE.h5 with features (N, D) and coords (N, 2). Slides that are already complete are skipped.
+    Writes OUT/SLIDE.h5 with features (N, D) and coords (N, 2). Slides that are already complete are skipped; one
+    that was interrupted goes on after its last whole chunk of 512 tiles. Tiles that cannot be read are left out
+    and listed in the file.
     """
     from mhim.config import merge, parse_overrides, read_yaml, validate
-    from mhim.encode import EncodeConfig, encode_grids
+    from mhim.encode import EncodeConfig, encode_grids, parse_shard
 
     load_plugins(plugin)
+    part = parse_shard(shard) if shard else None
     flags = _given(encoder=_given(name=encoder, precision=precision), batch_size=batch_size, device=device)
+    flags |= _given(resample=resample)
     layers = [{"encoder": "efficientnet-lite0-mid"}, read_yaml(config) if config else {}, flags]
     values = merge(*map(_named_encoder, [*layers, parse_overrides(settings or ())]))
     chosen = validate(EncodeConfig, values, str(config or "mhim encode"))
     if dry_run:
-        _print_encode_plan(tiles, out, chosen, overwrite)
+        _print_encode_plan(tiles, out, chosen, overwrite, part)
         return
-    finish(encode_grids(tiles, out, chosen, workers, overwrite))
+    result = encode_grids(tiles, out, chosen, workers, overwrite, part)
+    for note in result.notes():
+        say(note)
+    finish(result)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -135,11 +156,13 @@ def _tile_plan(job: TileJob) -> tuple[Standing, str]:
         return standing(job.path, fingerprint(job.config), job.input_fingerprint(slide))
 
 
-def _print_encode_plan(tiles: Path, out: Path, config: EncodeConfig, overwrite: bool) -> None:
+def _print_encode_plan(
+    tiles: Path, out: Path, config: EncodeConfig, overwrite: bool, shard: tuple[int, int] | None
+) -> None:
     from mhim.encode import EncodeJob, build_encoder, encode_jobs
     from mhim.resume import standing
 
-    jobs, encoder = encode_jobs(tiles, out, overwrite), build_encoder(config)
+    jobs, encoder = encode_jobs(tiles, out, overwrite, shard), build_encoder(config)
     title = f"encode {len(jobs)} slides into {out}: {encoder.name}, {encoder.dim} features, {encoder.device}"
 
     def plan(job: EncodeJob) -> tuple[Standing, str]:
