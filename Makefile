@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 READY := $(VENV)/.ready
 
-.PHONY: setup demo demo-small test lint types clean
+.PHONY: setup demo demo-small test test-anndata lint types clean
 
 setup: $(READY)
 
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slides,efficientnet,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slides,efficientnet,export,dev]'
 	touch $(READY)
 
 demo: setup
@@ -36,6 +36,13 @@ types: setup
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# AnnData needs pandas 2, so it is tested in an environment of its own.
+test-anndata:
+	$(PYTHON) -m venv .venv-anndata
+	grep -v '^pandas=' constraints.txt > .venv-anndata/constraints.txt
+	.venv-anndata/bin/pip install --quiet --constraint .venv-anndata/constraints.txt --editable '.[slides,export,anndata,dev]'
+	.venv-anndata/bin/python -m pytest tests/maps/test_exports.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from mhim.artefacts import atomic_path, read_json, write_json
@@ -33,7 +32,7 @@ from mhim.maps.render import Rgb, draw_map, draw_outline
 from mhim.maps.scale import Scale
 from mhim.maps.study import RunMaps, Study
 from mhim.maps.underlay import Underlay, make_underlay
-from mhim.maps.values import WHY_MISSING, TileValues
+from mhim.maps.values import WHY_MISSING, TileValues, tile_table
 from mhim.training.runs import Run, write_table
 
 PANEL_COLUMN_PX = 380
@@ -178,7 +177,10 @@ def _write_slide(folder: Path, study: Study, maps: SlideMaps, config: MapConfig,
     _save(folder / "thumbnail.png", Image.fromarray(thumbnail))
     pictures: dict[tuple[str, MapKind], Rgb] = {}
     for source in study.runs:
-        write_table(folder / f"{source.slug}_tiles.csv", tile_table(maps, source.slug, study.classes))
+        write_table(
+            folder / f"{source.slug}_tiles.csv",
+            tile_table(maps.bag, maps.tile_px0, maps.values[source.slug], study.classes),
+        )
         files.append(f"{source.slug}_tiles.csv")
         for kind, scale in maps.scales.items():
             picture = maps.picture(source.slug, kind)
@@ -222,30 +224,6 @@ def caption_lines(source: RunMaps, slide_id: str, classes: tuple[str, ...]) -> t
         verdict = f"fold {said.fold}, a slide that the run does not know: predicted {said.y_pred}"
     cut = "" if said.threshold is None else f" (threshold {said.threshold:.3f})"
     return (f"{source.run.config.title}, {verdict}, p({classes[index]}) = {said.probabilities[index]:.3f}{cut}",)
-
-
-def tile_table(maps: SlideMaps, run: str, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Raw values of every tile: x_px0, y_px0, width_px0, height_px0, attention, prob_<class>..., contribution.
-
-    Maps that the model does not have are left out; the tile's annotated share is added where it is known.
-    """
-    values, bag = maps.values[run], maps.bag
-    assert bag.xy_px0 is not None
-    columns: dict[str, Any] = {
-        "x_px0": bag.xy_px0[:, 0],
-        "y_px0": bag.xy_px0[:, 1],
-        "width_px0": maps.tile_px0,
-        "height_px0": maps.tile_px0,
-    }
-    if values.attention is not None:
-        columns["attention"] = values.attention
-    if values.probabilities is not None:
-        columns |= {f"prob_{name}": values.probabilities[:, index] for index, name in enumerate(classes)}
-    if values.contribution is not None:
-        columns["contribution"] = values.contribution
-    if bag.annotation_fraction is not None:
-        columns["annotation_fraction"] = bag.annotation_fraction
-    return pd.DataFrame(columns)
 
 
 def _stamp(study: Study, maps: SlideMaps, identity: dict[str, str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mhim.bag import Bag
@@ -86,6 +87,35 @@ def read_values(output: MILOutput) -> TileValues:
         bias=bias,
         score=float(towards(logits)),
     )
+
+
+def tile_table(bag: Bag, tile_px0: float, values: TileValues, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Raw values of every tile: x_px0, y_px0, width_px0, height_px0, attention, prob_<class>..., contribution.
+
+    Maps that the model does not have are left out; the tile's annotated share is added where it is known.
+
+    Args:
+        bag: the tiles, with coordinates.
+        tile_px0: side of a tile, level-0 pixels.
+        values: the maps.
+        classes: class names in index order.
+    """
+    assert bag.xy_px0 is not None
+    columns: dict[str, Any] = {
+        "x_px0": bag.xy_px0[:, 0],
+        "y_px0": bag.xy_px0[:, 1],
+        "width_px0": tile_px0,
+        "height_px0": tile_px0,
+    }
+    if values.attention is not None:
+        columns["attention"] = values.attention
+    if values.probabilities is not None:
+        columns |= {f"prob_{name}": values.probabilities[:, index] for index, name in enumerate(classes)}
+    if values.contribution is not None:
+        columns["contribution"] = values.contribution
+    if bag.annotation_fraction is not None:
+        columns["annotation_fraction"] = bag.annotation_fraction
+    return pd.DataFrame(columns)
 
 
 def _of_branch(attention: Values, index: int, n_classes: int) -> Values:
