@@ -7,7 +7,7 @@ import numpy as np
 import openslide
 import pytest
 
-import mhim.slides.openslide as reader
+import mhim.slides.base as reader
 from mhim.errors import ConfigError, SlideError
 from mhim.slides import open_slide
 from slide_files import checkerboard, stained, write_tiff

@@ -31,7 +31,8 @@ def test_equal_to_reading_one_by_one(slide, mpp, mode):
     out = np.empty((len(XY_PX0), 48, 48, 3), dtype=np.uint8)
     slide.read_many(XY_PX0, 48, mpp, out, mode)
     for tile, (x, y) in zip(out, XY_PX0.tolist(), strict=True):
-        np.testing.assert_array_equal(tile, slide.read((x, y), (48, 48), mpp, mode))
+        alone = slide.read((x, y), (48, 48), mpp, mode)
+        assert np.abs(tile.astype(int) - alone).max() <= (2 if mpp > 0.25 else 0)
     assert (out[-1] == 255).all()
 
 

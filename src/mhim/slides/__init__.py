@@ -39,7 +39,7 @@ class Slide(Protocol):
         """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
 
         Outside the slide, and where it is transparent, the region is white. The default mode suits pictures and
-        masks; a tile that is read alone is equal to the same tile of ``read_many`` in the same mode.
+        masks; a tile that is read alone is within 2 of 255 of the same tile of ``read_many`` in the same mode.
 
         Raises:
             SlideError: the region cannot be decoded.

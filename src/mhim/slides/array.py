@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mhim.errors import SlideError
 from mhim.slides.base import SlideBase
-from mhim.slides.resample import WHITE, Mode, resample
+from mhim.slides.resample import WHITE, Mode, Source, source_side_px
 
 
 class ArraySlide(SlideBase):
@@ -42,16 +40,20 @@ class ArraySlide(SlideBase):
         self.slide_id = slide_id
         self.size_px0 = (pixels.shape[1], pixels.shape[0])
 
-    def read(
-        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
-    ) -> NDArray[np.uint8]:
-        """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp``; white outside the array."""
+    def source_scale(self, mpp: float, mode: Mode) -> float:
+        """Level-0 pixels per pixel at ``mpp``."""
+        return mpp / self.mpp0
+
+    def source(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode) -> Source:
+        """The level-0 pixels under a region; white outside the array."""
         scale = mpp / self.mpp0
         (x, y), (width, height) = xy_px0, self.size_px0
-        region_px0 = (math.ceil(size_px[0] * scale), math.ceil(size_px[1] * scale))
-        canvas = np.full((region_px0[1], region_px0[0], 3), WHITE, dtype=np.uint8)
+        columns, rows = (source_side_px(side, scale) for side in size_px)
         left, top = max(x, 0), max(y, 0)
-        right, bottom = min(x + region_px0[0], width), min(y + region_px0[1], height)
+        right, bottom = min(x + columns, width), min(y + rows, height)
+        canvas = np.empty((rows, columns, 3), dtype=np.uint8)
+        if (right - left, bottom - top) != (columns, rows):
+            canvas[...] = WHITE
         if right > left and bottom > top:
             canvas[top - y : bottom - y, left - x : right - x] = self.pixels[top:bottom, left:right]
-        return resample(Image.fromarray(canvas), size_px, scale, mode)
+        return Source(canvas, scale)

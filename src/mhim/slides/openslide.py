@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from PIL import Image
 from mhim.cohort import slide_name
 from mhim.errors import SlideError
 from mhim.slides.base import SlideBase
-from mhim.slides.resample import Mode, best_level, on_white, resample
+from mhim.slides.resample import WHITE, Mode, Source, best_level, source_side_px
 
 MPP_TOLERANCE = 0.01
-MAX_READ_PX = 1 << 25
 
 
 class OpenSlideSlide(SlideBase):
@@ -61,40 +59,26 @@ class OpenSlideSlide(SlideBase):
         self.size_px0: tuple[int, int] = self._file.dimensions
         self.downsamples: tuple[float, ...] = self._file.level_downsamples
 
-    def read(
-        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
-    ) -> NDArray[np.uint8]:
-        """RGB region (h, w, 3) uint8 of ``size_px`` (w, h) at ``mpp`` whose corner is at ``xy_px0``.
+    def source_scale(self, mpp: float, mode: Mode) -> float:
+        """Pixels of the level that is read per pixel at ``mpp``."""
+        return mpp / (self.mpp0 * self.downsamples[self._level(mpp)])
 
-        Very large regions are read in parts, so that memory stays bounded on slides without a pyramid.
+    def source(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode) -> Source:
+        """The pixels under a region, from the coarsest level that is fine enough; white outside the slide.
 
         Raises:
             SlideError: the region cannot be decoded, also after opening the file again.
         """
-        level = best_level([self.mpp0 * value for value in self.downsamples], mpp)
-        scale = mpp / (self.mpp0 * self.downsamples[level])
-        region_px = (math.ceil(size_px[0] * scale - 1e-6), math.ceil(size_px[1] * scale - 1e-6))
-        if region_px[0] * region_px[1] > MAX_READ_PX and max(size_px) > 1:
-            return self._read_halves(xy_px0, size_px, mpp, mode)
-        return resample(on_white(self._read_level(xy_px0, level, region_px)), size_px, scale, mode)
+        scale = self.source_scale(mpp, mode)
+        region_px = (source_side_px(size_px[0], scale), source_side_px(size_px[1], scale))
+        return Source(on_white(self._read_level(xy_px0, self._level(mpp), region_px)), scale)
+
+    def _level(self, mpp: float) -> int:
+        return best_level([self.mpp0 * value for value in self.downsamples], mpp)
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
-
-    def _read_halves(
-        self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode
-    ) -> NDArray[np.uint8]:
-        axis = 0 if size_px[0] >= size_px[1] else 1
-        first, second, corner = list(size_px), list(size_px), list(xy_px0)
-        first[axis] = size_px[axis] // 2
-        second[axis] -= first[axis]
-        corner[axis] += round(first[axis] * mpp / self.mpp0)
-        parts = [
-            self.read(xy_px0, (first[0], first[1]), mpp, mode),
-            self.read((corner[0], corner[1]), (second[0], second[1]), mpp, mode),
-        ]
-        return np.concatenate(parts, axis=1 - axis)
 
     def _read_level(self, xy_px0: tuple[int, int], level: int, region_px: tuple[int, int]) -> Image.Image:
         file = self._file
@@ -117,6 +101,15 @@ class OpenSlideSlide(SlideBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given
+
+
+def on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """An RGBA image composited on white, as RGB (h, w, 3) uint8."""
+    if image.getchannel("A").getextrema() == (255, 255):
+        return np.array(image.convert("RGB"))
+    canvas = Image.new("RGB", image.size, WHITE)
+    canvas.paste(image, mask=image.getchannel("A"))
+    return np.array(canvas)
 
 
 def dicom_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,30 @@ Mode = Literal["parity", "fast"]
 ``fast`` is antialiased bilinear, and JPEG tiles may be decoded at 1/2, 1/4 or 1/8 of their size."""
 
 FILTERS = {"parity": Image.Resampling.BICUBIC, "fast": Image.Resampling.BILINEAR}
-TRANSFORM = "finest level not finer than needed, antialiased bilinear (Pillow), white outside"
+TRANSFORMS: dict[Mode, str] = {
+    "parity": "finest level not finer than needed, antialiased bicubic, white outside",
+    "fast": "finest level not finer than needed, JPEG decoded at 1/2 to 1/8, antialiased bilinear, white outside",
+}
+"""What a file records of a mode."""
+
 LEVEL_TOLERANCE = 0.01
+SHIFT_TOLERANCE_PX = 0.02
 WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pixels that cover a wanted region, before they are resampled.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 of one level.
+        scale: source pixels per wanted pixel.
+        shift_px: (x, y) of the region's corner inside the corner pixel of ``pixels``, each in [0, 1).
+    """
+
+    pixels: NDArray[np.uint8]
+    scale: float
+    shift_px: tuple[float, float] = (0.0, 0.0)
 
 
 def best_level(level_mpps: Sequence[float], mpp: float) -> int:
@@ -33,29 +55,62 @@ def best_level(level_mpps: Sequence[float], mpp: float) -> int:
     return max(fine_enough, key=lambda index: level_mpps[index]) if fine_enough else int(np.argmin(level_mpps))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """An RGBA image composited on white, as RGB."""
-    canvas = Image.new("RGB", image.size, WHITE)
-    canvas.paste(image, mask=image.getchannel("A"))
-    return canvas
+def source_side_px(size_px: int, scale: float, shift_px: float = 0.0) -> int:
+    """Source pixels along one axis that ``size_px`` wanted ones span."""
+    return int(np.ceil(shift_px + size_px * scale - 1e-6))
 
 
-def resample(image: Image.Image, size_px: tuple[int, int], scale: float, mode: Mode = "fast") -> NDArray[np.uint8]:
-    """The part of ``image`` that starts at its corner and spans ``size_px * scale``, shown at ``size_px``.
+def is_exact(source: Source, size_px: tuple[int, int]) -> bool:
+    """Whether the source already is what is wanted, pixel for pixel."""
+    height, width = source.pixels.shape[:2]
+    return source.scale == 1 and source.shift_px == (0.0, 0.0) and (width, height) == size_px
 
-    Args:
-        image: RGB source, at least ``size_px * scale`` large.
-        size_px: (width, height) wanted.
-        scale: source pixels per wanted pixel.
-        mode: which filter.
 
-    Returns:
-        (h, w, 3) uint8; the source pixels untouched when ``scale`` is 1.
+def resample(source: Source, size_px: tuple[int, int], mode: Mode = "fast") -> NDArray[np.uint8]:
+    """A region at ``size_px`` (w, h), by Pillow: (h, w, 3) uint8; the source's own pixels where they are exact."""
+    if is_exact(source, size_px):
+        return source.pixels
+    height, width = source.pixels.shape[:2]
+    x, y = source.shift_px
+    box = (x, y, min(x + size_px[0] * source.scale, width), min(y + size_px[1] * source.scale, height))
+    return np.array(Image.fromarray(source.pixels).resize(size_px, FILTERS[mode], box=box))
+
+
+def resample_into(source: Source, out: NDArray[np.uint8], mode: Mode) -> None:
+    """The same into ``out`` (h, w, 3) uint8, C-contiguous, within 2 of 255 of ``resample`` and many times faster.
+
+    The antialiased filters of torch take Pillow's way for bytes, but know no fractional corner; where there is
+    one, and the scale is (within 1.5 %) 1 in the fast mode, pixels are interpolated; else Pillow works.
     """
-    if scale == 1 and image.size == size_px:
-        return np.array(image)
-    box = (0.0, 0.0, min(size_px[0] * scale, image.width), min(size_px[1] * scale, image.height))
-    return np.array(image.resize(size_px, FILTERS[mode], box=box))
+    height, width = out.shape[:2]
+    if is_exact(source, (width, height)):
+        out[...] = source.pixels
+    elif mode == "fast" and abs(source.scale - 1) <= 1.5 * LEVEL_TOLERANCE:
+        _interpolate_into(source, out)
+    elif source.shift_px == (0.0, 0.0):
+        _antialias_into(source, out, mode)
+    else:
+        out[...] = resample(source, (width, height), mode)
+
+
+def _antialias_into(source: Source, out: NDArray[np.uint8], mode: Mode) -> None:
+    import torch
+
+    aten = torch.ops.aten
+    filter_out = aten._upsample_bicubic2d_aa.out if mode == "parity" else aten._upsample_bilinear2d_aa.out
+    pixels, wanted = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (source.pixels, out))
+    factor = 1 / source.scale
+    filter_out(pixels, list(out.shape[:2]), False, factor, factor, out=wanted)
+
+
+def _interpolate_into(source: Source, out: NDArray[np.uint8]) -> None:
+    import cv2
+
+    (x, y), scale = source.shift_px, source.scale
+    half = 0.5 * scale - 0.5
+    place = np.array([[scale, 0, x + half], [0, scale, y + half]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cv2.warpAffine(source.pixels, place, out.shape[1::-1], out, flags, cv2.BORDER_REPLICATE)
 
 
 def thumbnail_plan(size_px0: tuple[int, int], mpp0: float, max_side_px: int) -> tuple[tuple[int, int], float]:
