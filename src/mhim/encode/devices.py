@@ -9,6 +9,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -46,10 +47,11 @@ def encode_on_devices(
         MhimError: what stops one process stops all: the encoder cannot be built, or the disk is full.
     """
     context, open_ends, processes = get_context("spawn"), {}, []
+    wanted = config.model_dump(mode="json")  # plain values: the classes of plugins are not known there yet
     try:
         for device, share in zip(devices, deal_out(jobs, len(devices)), strict=True):
             ours, theirs = context.Pipe(duplex=False)
-            arguments = (theirs, share, device, len(devices), config, workers, loaded_plugins())
+            arguments = (theirs, share, device, len(devices), wanted, workers, loaded_plugins())
             process = context.Process(target=_encode_share, args=arguments)
             process.start()
             theirs.close()
@@ -122,7 +124,7 @@ def _encode_share(
     jobs: list[EncodeJob],
     device: str,
     device_count: int,
-    config: EncodeConfig,
+    wanted: dict[str, Any],
     workers: int,
     plugins: tuple[Path, ...],
 ) -> None:
@@ -137,6 +139,7 @@ def _encode_share(
             import torch
 
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // device_count))
+        config = EncodeConfig.model_validate(wanted)
         Pipeline(build_encoder(config, device), config, workers, pipe.send, pipe.send).run(jobs)
     except MhimError as error:
         pipe.send(error)
