@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mhim.metrics import METRICS, Predictions
+from mhim.metrics import ALL_METRICS, METRICS, Predictions
 from mhim.resampling import RESAMPLED, CaseDraws, percentile_interval, resampled_mean
 
 LAW = settings(deadline=None, max_examples=80)
@@ -43,9 +43,9 @@ def repeat(predictions: Predictions, weights: np.ndarray) -> Predictions:
 def test_integer_weights_are_repeated_slides(drawn: tuple[Predictions, np.ndarray]) -> None:
     predictions, weights = drawn
     repeated = repeat(predictions, weights[0])
-    for name in METRICS:
+    for name in RESAMPLED:
         (found,) = RESAMPLED[name](predictions, weights.astype(np.float64))
-        expected = METRICS[name](repeated) if len(repeated) else None
+        expected = ALL_METRICS[name](repeated) if len(repeated) else None
         if expected is None:
             assert np.isnan(found), name
         else:
@@ -56,7 +56,7 @@ def test_integer_weights_are_repeated_slides(drawn: tuple[Predictions, np.ndarra
 @given(weighted_predictions())
 def test_weights_of_one_change_nothing(drawn: tuple[Predictions, np.ndarray]) -> None:
     predictions, weights = drawn
-    for name, metric in METRICS.items():
+    for name, metric in ALL_METRICS.items():
         expected = metric(predictions)
         found = RESAMPLED[name](predictions, np.ones((2, weights.shape[1])))
         np.testing.assert_allclose(found, [np.nan if expected is None else expected] * 2, atol=1e-12)
@@ -74,6 +74,10 @@ def test_weights_agree_with_scikit_learns_sample_weights(drawn: tuple[Prediction
     options = {"sample_weight": weighing[0][kept]}
     for name, judge in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
         assert RESAMPLED[name](predictions, weighing)[0] == pytest.approx(judge(positive, score, **options), abs=1e-9)
+
+
+def test_every_metric_can_be_resampled() -> None:
+    assert RESAMPLED.keys() == ALL_METRICS.keys()
 
 
 def test_one_call_scores_every_resample() -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mhim.metrics import Predictions
+from mhim.metrics import (
+    ECE_BINS,
+    FIXED_RATE,
+    Predictions,
+    equal_width_bins,
+    said_and_happened,
+    slide_brier,
+    slide_log_loss,
+)
 
 Weights = NDArray[np.float64]
 Values = NDArray[np.float64]
@@ -92,12 +100,94 @@ def f1(predictions: Predictions, weights: Weights) -> Values:
     return np.where(present, np.mean(scores, axis=0), np.nan)
 
 
+def accuracy(predictions: Predictions, weights: Weights) -> Values:
+    """Share of slides called right."""
+    return _weighted_mean((predictions.y_pred == predictions.y_true).astype(np.float64), weights)
+
+
+def kappa(predictions: Predictions, weights: Weights) -> Values:
+    """Cohen's kappa: (agreement - chance) / (1 - chance)."""
+    total = weights.sum(axis=1)
+    shares = np.divide(weights, total[:, None], out=np.zeros_like(weights), where=total[:, None] > 0)
+    agreed = shares @ (predictions.y_pred == predictions.y_true).astype(np.float64)
+    chance = np.zeros(len(weights))
+    for index in range(predictions.n_classes):
+        said, true = predictions.y_pred == index, predictions.y_true == index
+        chance += (shares @ said.astype(np.float64)) * (shares @ true.astype(np.float64))
+    return _ratio(agreed - chance, np.where((total > 0) & (1 - chance > 1e-12), 1 - chance, 0.0))
+
+
+def sensitivity_at_specificity(predictions: Predictions, weights: Weights) -> Values:
+    """Highest sensitivity at a specificity of at least ``FIXED_RATE``."""
+
+    def one(positive: NDArray[np.bool_], score: Values) -> Values:
+        tpr, fpr = _rates(positive, score, weights)
+        best = np.where(fpr <= 1 - FIXED_RATE + 1e-12, tpr, 0.0).max(axis=1)
+        return np.where(np.isfinite(tpr[:, -1] + fpr[:, -1]), best, np.nan)
+
+    return _mean_over_classes(predictions, one)
+
+
+def specificity_at_sensitivity(predictions: Predictions, weights: Weights) -> Values:
+    """Highest specificity at a sensitivity of at least ``FIXED_RATE``."""
+
+    def one(positive: NDArray[np.bool_], score: Values) -> Values:
+        tpr, fpr = _rates(positive, score, weights)
+        best = np.where(tpr >= FIXED_RATE - 1e-12, 1 - fpr, 0.0).max(axis=1)
+        return np.where(np.isfinite(tpr[:, -1] + fpr[:, -1]), best, np.nan)
+
+    return _mean_over_classes(predictions, one)
+
+
+def log_loss(predictions: Predictions, weights: Weights) -> Values:
+    """Mean of -log(probability of the true class)."""
+    return _weighted_mean(slide_log_loss(predictions), weights)
+
+
+def brier(predictions: Predictions, weights: Weights) -> Values:
+    """Brier score."""
+    return _weighted_mean(slide_brier(predictions), weights)
+
+
+def ece(predictions: Predictions, weights: Weights) -> Values:
+    """Expected calibration error with bins of equal width."""
+    said, happened = said_and_happened(predictions)
+    in_bin = np.eye(ECE_BINS)[equal_width_bins(said)] * (said - happened)[:, None]
+    return _ratio(np.abs(weights @ in_bin).sum(axis=1), weights.sum(axis=1))
+
+
 RESAMPLED: dict[str, Callable[[Predictions, Weights], Values]] = {
     "auroc": auroc,
     "auprc": auprc,
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
+    "accuracy": accuracy,
+    "kappa": kappa,
+    "sensitivity_at_95_specificity": sensitivity_at_specificity,
+    "specificity_at_95_sensitivity": specificity_at_sensitivity,
+    "log_loss": log_loss,
+    "brier": brier,
+    "ece": ece,
 }
+
+
+def _rates(positive: NDArray[np.bool_], score: Values, weights: Weights) -> tuple[Weights, Weights]:
+    """(B, T + 1) sensitivity and (B, T + 1) false positive rate, from no slide called positive to all of them.
+
+    NaN where a class is not drawn.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # last slide of each tied group
+    drawn = weights[:, order]
+    curves = []
+    for kind in (positive[order], ~positive[order]):
+        found = np.pad((drawn * kind).cumsum(axis=1)[:, last], ((0, 0), (1, 0)))
+        curves.append(np.divide(found, found[:, -1:], out=np.full_like(found, np.nan), where=found[:, -1:] > 0))
+    return curves[0], curves[1]
+
+
+def _weighted_mean(values: Values, weights: Weights) -> Values:
+    return _ratio(weights @ values, weights.sum(axis=1))
 
 
 def _mean_over_classes(predictions: Predictions, one: Callable[[NDArray[np.bool_], Values], Values]) -> Values:
