@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "artefacts"),
     ("registry", "batch", "pool", "presets", "provenance"),
     ("bag", "cohort"),
-    ("resume", "partial_bag", "splits", "metrics", "survival", "models", "masks"),
+    ("resume", "partial_bag", "inspection", "splits", "metrics", "survival", "models", "masks"),
     ("resampling", "delong", "slides", "synth", "methods", "checkpoint"),
     ("paired", "tissue", "tile_reader", "weights"),
     ("tiles", "encoders"),
