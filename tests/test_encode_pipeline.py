@@ -171,7 +171,7 @@ def test_a_slide_that_takes_too_long_is_given_up_and_gone_on_with(
     corners = shelf.add("a", 1200)
     shelf.add("b", 10)
     clock = {"now": 0.0}
-    monkeypatch.setattr("mhim.encode.work.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("mhim.encode.work.monotonic", lambda: clock["now"])
 
     def tick(slide_id: str) -> None:
         clock["now"] += 1.0 if slide_id == "a" else 0.0

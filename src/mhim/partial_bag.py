@@ -133,16 +133,20 @@ class PartialBag:
             features: (k, D) in the dtype of the file; what lies in failed rows does not matter.
             failed: rows among these whose tiles could not be read, with the reason.
         """
-        for index in np.unique(rows // CHUNK_ROWS).tolist():
-            here = rows // CHUNK_ROWS == index
+        at = 0
+        while at < len(rows):
+            index = int(rows[at]) // CHUNK_ROWS
             first = index * CHUNK_ROWS
+            stop = int(np.searchsorted(rows, first + CHUNK_ROWS))
             if self._current is None or self._current.index != index:
                 count = min(CHUNK_ROWS, len(self.plan) - first)
-                self._current = Chunk(index, np.zeros((count, self.plan.dim), dtype=self.plan.dtype))
-            chunk = self._current
-            chunk.values[rows[here] - first] = features[here]
-            chunk.filled += int(here.sum())
-            chunk.failed |= {row: failed[row] for row in rows[here].tolist() if row in failed}
+                self._current = Chunk(index, np.empty((count, self.plan.dim), dtype=self.plan.dtype))
+            chunk = self._current  # rows of a chunk are asked for without a gap
+            chunk.values[chunk.filled : chunk.filled + stop - at] = features[at:stop]
+            chunk.filled += stop - at
+            if failed:
+                chunk.failed |= {row: failed[row] for row in rows[at:stop].tolist() if row in failed}
+            at = stop
             if chunk.filled == len(chunk.values):
                 self._current = None
                 yield chunk
@@ -156,10 +160,11 @@ class PartialBag:
         if self._file is None:
             raise ValueError("the bag is closed")
         first = chunk.index * CHUNK_ROWS
-        chunk.values[[row - first for row in chunk.failed]] = 0
+        if chunk.failed:
+            chunk.values[[row - first for row in chunk.failed]] = 0
         with _named_errors(self.path):
             write_at(self._file, self._places[chunk.index], chunk.values)
-            line = {"chunk": chunk.index, "crc32": zlib.crc32(chunk.values.data), "failed": list(chunk.failed.items())}
+            line = {"chunk": chunk.index, "checksum": checksum(chunk.values.data), "failed": list(chunk.failed.items())}
             _append(self._journal, line)
         self._note(chunk.index, chunk.failed)
 
@@ -233,7 +238,7 @@ class PartialBag:
                     rows = min(CHUNK_ROWS, len(self.plan) - index * CHUNK_ROWS)
                     file.seek(places[index])
                     stored = file.read(rows * self.plan.dim * np.dtype(self.plan.dtype).itemsize)
-                    if zlib.crc32(stored) == line["crc32"]:
+                    if checksum(stored) == line["checksum"]:
                         self._note(index, dict(line["failed"]))
         except (OSError, KeyError, IndexError, TypeError, ValueError):
             self._done[:] = False
@@ -283,6 +288,15 @@ def write_at(file: BinaryIO, place: int, values: NDArray[Any]) -> None:
     left = np.ascontiguousarray(values).data.cast("B")
     while left:
         left = left[file.write(left) :]
+
+
+def checksum(content: bytes | memoryview) -> int:
+    """64 bits that tell a chunk from one that was written in part: sums of 4 KiB blocks, weighted by their place."""
+    values = np.frombuffer(content, dtype=np.uint8)
+    whole = len(values) // 4096 * 4096
+    blocks = values[:whole].view(np.uint64).reshape(-1, 512).sum(axis=1)
+    weights = 2 * np.arange(len(blocks), dtype=np.uint64) + 1
+    return (int((blocks * weights).sum()) << 8 ^ zlib.crc32(values[whole:].data)) % 2**64
 
 
 def _chunk_places(path: Path) -> list[int]:

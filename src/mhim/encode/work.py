@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ class SlideWork:
         if limit is None:
             return
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             self._deadline = self._deadline or now + limit
             late = now > self._deadline
         if late:
