@@ -64,8 +64,9 @@ def lay_out(meta: SlideMeta, config: CamelyonConfig) -> Layout:
     """Lay tissue and tumour of a slide over the lattice.
 
     The number of tiles makes the tumour of the outlines the slide's known share of the tissue where that
-    stays within ``tiles_min`` and ``tiles_max``; other slides draw it (log-normal). Tissue is every tile that an
-    outline touches, and the highest values of a smooth field that falls off from the outlines' middle.
+    stays within ``tiles_min`` and ``tiles_max``; other slides draw it (log-normal). Tissue is what
+    is most covered by tumour, every tumour tile, and the highest values of a smooth field that falls off from the
+    middle.
     """
     rng = generator(config, meta.slide_id, "layout")
     pitch = config.pitch_px0
@@ -84,8 +85,8 @@ def lay_out(meta: SlideMeta, config: CamelyonConfig) -> Layout:
         touched[corner[:, 1].clip(0, rows - 1), corner[:, 0].clip(0, columns - 1)] = True
     if meta.label:
         drawn = tumour_coverage(meta, origin, pitch, shape)
-        touched |= drawn > 0
-    tissue = _tissue(touched, count, rng)
+    needed = drawn >= min(config.coverage_min, float(drawn.max())) if meta.label else np.zeros(shape, dtype=bool)
+    tissue = _tissue(drawn, touched, max(count, int(needed.sum())), rng)
     row, column = np.nonzero(tissue)
     cells = np.stack([column, row], axis=1).astype(np.int64)
     coverage = drawn[row, column]
@@ -111,19 +112,19 @@ def _tile_count(meta: SlideMeta, config: CamelyonConfig, rng: np.random.Generato
     return max(8, round(float(real) * (TILE_PX0 / config.pitch_px0) ** 2))
 
 
-def _tissue(touched: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The tiles that an outline touches, and the best of a smooth field, ``count`` together."""
-    rows, columns = touched.shape
+def _tissue(drawn: Array, touched: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """``count`` tiles: the most covered by tumour, those where an outline passes, the best of a smooth field."""
+    rows, columns = drawn.shape
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     side = max(rows, columns)
-    value = smooth_field(touched.shape, 0.06 * side, rng) + 2 * (1 - x**2 - y**2)
-    near = gaussian_filter(touched.astype(float), 0.02 * side)
+    value = smooth_field(drawn.shape, 0.06 * side, rng) + 2 * (1 - x**2 - y**2)
+    near = gaussian_filter((touched | (drawn > 0)).astype(float), 0.02 * side)
     value += 4 * near / max(float(near.max()), 1e-12)
-    value[touched] = np.inf
-    chosen = np.argsort(-value, axis=None, kind="stable")[: max(count, int(touched.sum()))]
-    tissue = np.zeros(touched.size, dtype=bool)
-    tissue[chosen] = True
-    return tissue.reshape(touched.shape)
+    value[touched] += 1e3
+    value[drawn > 0] = 1e6 * (1 + drawn[drawn > 0])
+    tissue = np.zeros(drawn.size, dtype=bool)
+    tissue[np.argsort(-value, axis=None, kind="stable")[:count]] = True
+    return tissue.reshape(drawn.shape)
 
 
 def _kinds(

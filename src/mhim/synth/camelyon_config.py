@@ -33,7 +33,7 @@ class CamelyonConfig(Settings):
     folds: int = Field(3, ge=2, le=20, description="Parts of the pool's groups; slides of one fold use one part.")
     groups_per_slide: int = Field(12, ge=2, le=10000, description="Groups of the pool that a slide draws from.")
     slide_effect: float = Field(
-        1.0, ge=0, le=10, description="Slide shift, in units of the pool's spread between groups."
+        0.5, ge=0, le=10, description="Slide shift, in units of the pool's spread between groups."
     )
     slide_gain: float = Field(0.1, ge=0, le=2, description="Spread of the slide's log gain of each feature.")
     site_effect: float = Field(
@@ -43,7 +43,7 @@ class CamelyonConfig(Settings):
     correlation_tiles: float = Field(3.0, gt=0, le=100, description="Length of the smooth field, in tiles.")
     noise: float = Field(0.2, ge=0, le=10, description="Noise of each tile, in the pool's spread within groups.")
     contrast: float = Field(
-        0.0, ge=-1, le=10, description="How much further apart tumour is moved, in differences of the class means."
+        2.0, ge=-1, le=10, description="How much further apart tumour is moved, in differences of the class means."
     )
     subtle_fraction: float = Field(0.4, ge=0, le=1, description="Share of a positive slide's tumour that is subtle.")
     subtle_only_fraction: float = Field(
