@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mhim.cli import ablation, demo, exports, learning, models, presets, results, slides, synthetic, tables
+from mhim.cli import ablation, demo, exports, info, learning, models, presets, results, slides, synthetic, tables
 from mhim.cli.shared import version_option
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     "[bold]evaluate[/] -> [bold]heatmap[/] -> [bold]report[/]",
 )
 app.callback()(version_option)
-for module in (demo, slides, tables, models, presets, learning, ablation, results, exports, synthetic):
+for module in (demo, slides, tables, models, presets, learning, ablation, results, exports, info, synthetic):
     module.add_to(app)
 
 
