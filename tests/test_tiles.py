@@ -193,7 +193,7 @@ def test_bad_slides_do_not_stop_the_others(slides, tmp_path, workers):
     assert "dark background" in result.failed["e_dark"]
     assert result.exit_code == 1
     files = sorted(path.name for path in (tmp_path / "tiles").rglob("*") if path.is_file())
-    assert files == ["a.h5", "a.jpg", "b.h5", "b.jpg"]
+    assert files == ["a.h5", "a.jpg", "b.h5", "b.jpg", "sheet.csv", "sheet.html", "sheet.jpg"]
 
 
 def test_grid_of_a_drawn_slide(slides, tmp_path):
@@ -204,7 +204,7 @@ def test_grid_of_a_drawn_slide(slides, tmp_path):
     inside = {tuple(corner) for corner in grid.xy_px0.tolist()}
     assert {tuple(corner) for corner in expected} <= inside
     assert all(32 <= x <= 224 and 32 <= y <= 160 for x, y in inside)
-    assert grid.attributes["slide_mpp_source"] == "metadata"
+    assert grid.attributes["slide_mpp_source"] == "tiff_resolution"
     assert grid.attributes["tile_size_level0"] == pytest.approx(32, rel=1e-3)
     assert grid.attributes["tissue_mask_id"] == grid.tissue.identity
     assert grid.thumbnail is not None
@@ -235,7 +235,7 @@ def test_rerun_skips_and_a_change_is_refused(slides, tmp_path):
 
 
 def test_mpp_from_option_and_table(slides, tmp_path):
-    """The cohort column wins over --mpp, metadata over both."""
+    """The cohort column wins over the file and --mpp, the file over --mpp."""
     path = slides / "c_no_mpp.tif"
     tile_slides(read_slides(path), tmp_path / "option", SMALL, mpp0=1.0)
     assert read_attributes(tmp_path / "option" / "c_no_mpp.h5")["slide_mpp_source"] == "option"
@@ -245,7 +245,7 @@ def test_mpp_from_option_and_table(slides, tmp_path):
     c, a = (read_attributes(tmp_path / "table" / f"{name}.h5") for name in "ca")
     assert (c["slide_mpp"], c["slide_mpp_source"]) == (0.8, "cohort")
     assert a["slide_mpp"] == pytest.approx(1.0, rel=1e-4)
-    assert a["slide_mpp_source"] == "metadata"
+    assert a["slide_mpp_source"] == "tiff_resolution"
 
 
 def test_annotation_fractions_by_hand(tmp_path):
@@ -297,7 +297,9 @@ def test_missing_source_and_unknown_key(tmp_path):
         CliRunner().invoke(app, ["tile", str(tmp_path / "no"), "-o", "x"], catch_exceptions=False)
     (tmp_path / "a.tif").touch()
     words = ["tile", str(tmp_path / "a.tif"), "-o", "x", "--set", "tiles.size=3"]
-    with pytest.raises(ConfigError, match=r"unknown key 'tiles.size' \(known: min_tissue, mpp, size_px, stride_px\)"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'tiles.size' \(known: grid, level, min_tissue, mpp, size_px, stride_px\)"
+    ):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
@@ -350,7 +352,7 @@ def test_help_is_light_and_has_examples():
         ("CMU-1-Small-Region.svs", None, 0.5, 224, 40, 62),
         ("tcga-cr-7395-01a-01-ts1.svs", 0.5, 0.5, 224, 150, 215),
         ("bone_jpeg2000.dcm", None, 17.0, 128, 20, 35),
-        ("camelyon16_overview_multiframe.dcm", None, 29.0, 64, 35, 90),
+        ("camelyon16_overview_multiframe.dcm", None, 29.0, 64, 60, 110),
     ],
 )
 def test_real_slides(shared, tmp_path, name, mpp, target, tile_px, low, high):

@@ -14,11 +14,10 @@ from PIL import Image
 import mhim.artefacts as artefacts
 from mhim.bag import read_attributes
 from mhim.errors import ArtefactError
-from mhim.tiles import TileGrid
+from mhim.tiles import MAGNIFICATIONS, TileGrid
 from mhim.tissue import TissueMask
 
 THUMBNAIL_SIDE_PX = 1024
-MAGNIFICATIONS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 
 def save_grid(path: Path, grid: TileGrid) -> None:
@@ -27,6 +26,9 @@ def save_grid(path: Path, grid: TileGrid) -> None:
         coords = file.create_dataset("coords", data=grid.xy_px0.astype(np.int64))
         tissue = file.create_dataset("tissue", data=grid.tissue.cells.astype(np.uint8), compression="gzip")
         tissue.attrs.update(px0_per_cell=grid.tissue.px0_per_cell, um_per_cell=grid.tissue.um_per_cell)
+        if grid.tissue.rejected is not None:
+            rejected = grid.tissue.rejected.astype(np.uint8)
+            file.create_dataset("rejected", data=rejected, compression="gzip")
         if grid.annotation_fraction is not None:
             file.create_dataset("annotation_fraction", data=grid.annotation_fraction.astype(np.float32))
         if grid.thumbnail is not None:
@@ -55,7 +57,10 @@ def load_grid(path: Path) -> TileGrid:
             )
         scale: dict[str, Any] = dict(file["tissue"].attrs)
         x, y = scale["px0_per_cell"].tolist()
-        tissue = TissueMask(_array(file, "tissue").astype(bool), (x, y), float(scale["um_per_cell"]))
+        rejected = _array(file, "rejected").astype(bool) if "rejected" in file else None
+        method = str(attributes.get("tissue_method", "stain"))
+        cells = _array(file, "tissue").astype(bool)
+        tissue = TissueMask(cells, (x, y), float(scale["um_per_cell"]), method, rejected)
         annotation = _array(file, "annotation_fraction") if "annotation_fraction" in file else None
         thumbnail = _picture(_array(file, "thumbnail")) if "thumbnail" in file else None
         return TileGrid(str(attributes["slide_id"]), _array(file, "coords"), tissue, attributes, annotation, thumbnail)

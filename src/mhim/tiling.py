@@ -17,17 +17,15 @@ import mhim.artefacts as artefacts
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.cohort import SlideRow, read_slides
 from mhim.config import fingerprint
-from mhim.errors import SlideError
+from mhim.errors import ConfigError, SlideError
 from mhim.pool import WorkerPool
 from mhim.resume import is_complete
 from mhim.slides import Slide, open_slide
-from mhim.tile_io import THUMBNAIL_SIDE_PX, jpeg_bytes, save_grid
-from mhim.tiles import TileConfig, TileGrid, plan_tiles, refuse_upsampling, tile_boxes
-from mhim.tissue import TissueMask, coverage, segment_tissue
-
-ASPECT_TOLERANCE = 0.02
-TISSUE_COLOUR = (0, 160, 0)
-TILE_COLOUR = (40, 90, 200)
+from mhim.tile_io import THUMBNAIL_SIDE_PX, save_grid
+from mhim.tile_preview import write_preview
+from mhim.tile_sheet import write_sheet
+from mhim.tiles import TileConfig, TileGrid, grid_of, plan_tiles, refuse_upsampling, tile_boxes, tile_scale
+from mhim.tissue import check_method, coverage, mask_file, read_image, segment_tissue
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class TileJob:
         mpp0: micrometres per level-0 pixel for a slide that says none and has none in its row.
         has_annotations: whether any slide of the table has an annotation; then an empty cell means none inside.
         overwrite: whether to replace an output that something else made.
+        tissue_mask: file of the tissue, or folder of such files by slide name; the slide's row wins.
+        preview: whether to write a picture.
     """
 
     row: SlideRow
@@ -49,6 +49,8 @@ class TileJob:
     mpp0: float | None = None
     has_annotations: bool = False
     overwrite: bool = False
+    tissue_mask: Path | None = None
+    preview: bool = True
 
     @property
     def path(self) -> Path:
@@ -66,6 +68,18 @@ class TileJob:
             raise SlideError(f"{self.row.slide_id}: no path; fill the column 'path' of the cohort")
         return self.row.path
 
+    @property
+    def outline_path(self) -> Path | None:
+        """The file that gives the tissue, or None where it is to be found.
+
+        Raises:
+            SlideError: the folder holds none for this slide.
+        """
+        given = getattr(self.row, "tissue_mask", None)
+        if given is None and self.tissue_mask is not None:
+            given = mask_file(self.tissue_mask, self.row.slide_id) if self.tissue_mask.is_dir() else self.tissue_mask
+        return given
+
     def open(self) -> Slide:
         """The slide, with the scale of its row, else of the job, where its metadata says none.
 
@@ -76,7 +90,7 @@ class TileJob:
         return open_slide(self.slide_path, self.row.slide_id, *given)
 
     def input_fingerprint(self, slide: Slide) -> str:
-        """Identity of what is read: slide, annotation, and the scale where it was given.
+        """Identity of what is read: slide, annotation, tissue mask, and the scale where it was given.
 
         Raises:
             SlideError: a file is missing.
@@ -85,6 +99,9 @@ class TileJob:
         marks: dict[str, Any] = {"slide": _file_digest(self.slide_path), "mpp": given_mpp}
         if self.has_annotations:
             marks["annotation"] = None if self.row.annotation is None else _file_digest(self.row.annotation)
+        outline = self.outline_path
+        if outline is not None:
+            marks["tissue"] = _file_digest(outline)
         return fingerprint(marks)
 
 
@@ -104,11 +121,26 @@ def slide_rows(source: Path) -> list[SlideRow]:
 
 
 def tile_jobs(
-    rows: Sequence[SlideRow], out: Path, config: TileConfig, mpp0: float | None = None, overwrite: bool = False
+    rows: Sequence[SlideRow],
+    out: Path,
+    config: TileConfig,
+    mpp0: float | None = None,
+    overwrite: bool = False,
+    tissue_mask: Path | None = None,
+    preview: bool = True,
 ) -> list[TileJob]:
-    """The work on a table of slides, in its order."""
+    """The work on a table of slides, in its order.
+
+    Raises:
+        ConfigError: unknown tissue method, or one mask file for several slides.
+    """
+    check_method(config.tissue.method)
+    if tissue_mask is not None and not tissue_mask.exists():
+        raise ConfigError(f"--tissue-mask {tissue_mask}: no such file or folder")
+    if tissue_mask is not None and not tissue_mask.is_dir() and len(rows) > 1:
+        raise ConfigError(f"--tissue-mask {tissue_mask}: one file for {len(rows)} slides; give a folder of masks")
     has_annotations = any(row.annotation is not None for row in rows)
-    return [TileJob(row, out, config, mpp0, has_annotations, overwrite) for row in rows]
+    return [TileJob(row, out, config, mpp0, has_annotations, overwrite, tissue_mask, preview) for row in rows]
 
 
 def tile_slides(
@@ -119,8 +151,12 @@ def tile_slides(
     mpp0: float | None = None,
     workers: int = 0,
     overwrite: bool = False,
+    tissue_mask: Path | None = None,
+    preview: bool = True,
 ) -> BatchResult:
     """Tile slides: ``out/<slide_id>.h5`` and ``out/previews/<slide_id>.jpg`` for each.
+
+    With previews, ``out/previews/sheet.csv``, ``sheet.html`` and ``sheet.jpg`` show the cohort and its outliers.
 
     Args:
         rows: the slides, see ``mhim.cohort.read_slides``.
@@ -129,11 +165,16 @@ def tile_slides(
         mpp0: micrometres per level-0 pixel for slides that say none.
         workers: processes that work on different slides at once; 0 works in this process.
         overwrite: replace outputs that were made by another configuration or input.
+        tissue_mask: file of the tissue (GeoJSON or image), or folder of such files by slide name.
+        preview: whether to write pictures and the sheet of the cohort.
 
     Returns:
         What was done, skipped and failed; one slide's failure does not stop the others.
+
+    Raises:
+        ConfigError: as ``tile_jobs``.
     """
-    jobs = tile_jobs(rows, out, config or TileConfig(), mpp0, overwrite)
+    jobs = tile_jobs(rows, out, config or TileConfig(), mpp0, overwrite, tissue_mask, preview)
     place = {job.row.slide_id: index for index, job in enumerate(jobs)}
     with WorkerPool(workers) as pool:
         ahead: dict[str, Future[Outcome]] = {}
@@ -150,7 +191,10 @@ def tile_slides(
                 pool.restart()
                 return pool.alone(tile_slide, job)
 
-        return run_batch(jobs, work, name=lambda job: job.row.slide_id, label="tile")
+        result = run_batch(jobs, work, name=lambda job: job.row.slide_id, label="tile")
+    if preview and result.done:
+        write_sheet(out, [job.path for job in jobs if job.row.slide_id in {*result.done, *result.skipped}])
+    return result
 
 
 def tile_slide(job: TileJob) -> Outcome:
@@ -164,15 +208,18 @@ def tile_slide(job: TileJob) -> Outcome:
         marks = (fingerprint(job.config), job.input_fingerprint(slide))
         if is_complete(job.path, *marks, job.overwrite):
             return Outcome.SKIPPED
-        grid = make_grid(slide, job.config, str(job.slide_path.resolve()), marks)
+        grid = make_grid(slide, job.config, str(job.slide_path.resolve()), marks, job.outline_path)
         if job.has_annotations:
             grid = _annotated(grid, slide, job.row.annotation)
-    write_preview(job.out / "previews" / f"{grid.slide_id}.jpg", grid)
+    if job.preview:
+        write_preview(job.out / "previews" / f"{grid.slide_id}.jpg", grid)
     save_grid(job.path, grid)
     return Outcome.DONE
 
 
-def make_grid(slide: Slide, config: TileConfig, slide_path: str, fingerprints: tuple[str, str]) -> TileGrid:
+def make_grid(
+    slide: Slide, config: TileConfig, slide_path: str, fingerprints: tuple[str, str], outline: Path | None = None
+) -> TileGrid:
     """The tiles of an open slide.
 
     Args:
@@ -180,28 +227,33 @@ def make_grid(slide: Slide, config: TileConfig, slide_path: str, fingerprints: t
         config: what is wanted.
         slide_path: what to record as its file.
         fingerprints: of the configuration and of the input, to record.
+        outline: file that gives the tissue, or None to find it.
 
     Raises:
         SlideError: as ``segment_tissue`` and ``plan_tiles``.
     """
     spec = config.tiles
     refuse_upsampling(slide.mpp0, spec, slide.slide_id)
-    tissue = segment_tissue(slide, config.tissue)
-    xy_px0 = plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, slide.slide_id)
+    tissue = segment_tissue(slide, config.tissue, outline)
+    downsamples: Sequence[float] = getattr(slide, "downsamples", (1.0,))
+    xy_px0 = plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, slide.slide_id, downsamples)
+    scale = tile_scale(spec, slide.mpp0, downsamples, slide.slide_id)
     attributes = {
         "slide_id": slide.slide_id,
         "slide_path": slide_path,
-        "mpp": spec.mpp,
+        "mpp": scale.mpp,
         "slide_mpp": slide.mpp0,
         "slide_mpp_source": slide.mpp0_source,
         "tile_size_px": spec.size_px,
-        "tile_size_level0": spec.size_px0(slide.mpp0),
+        "tile_size_level0": scale.side_px0,
         "overlap": max(0, spec.size_px - spec.step_px),
         "level0_width": slide.size_px0[0],
         "level0_height": slide.size_px0[1],
         "reader": slide.reader,
         "reader_version": slide.reader_version,
         "tissue_mask_id": tissue.identity,
+        "tissue_method": tissue.method,
+        "grid": grid_of(spec, tissue),
         "config_fingerprint": fingerprints[0],
         "input_fingerprint": fingerprints[1],
         "tool": "mhim",
@@ -224,47 +276,8 @@ def annotation_fractions(path: Path, size_px0: tuple[int, int], boxes_px0: NDArr
     Raises:
         SlideError: missing, not an image, or not of the slide's shape.
     """
-    import cv2
-
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
-    if pixels is None:
-        raise SlideError(f"{path}: annotation is missing or not an image")
-    inside = np.asarray(np.atleast_3d(np.asarray(pixels))[..., :3].any(axis=2))
-    height, width = pixels.shape[:2]
-    px0_per_cell = (size_px0[0] / width, size_px0[1] / height)
-    slack = ASPECT_TOLERANCE + 1.0 / min(width, height)
-    if abs(px0_per_cell[0] / px0_per_cell[1] - 1) > slack:
-        raise SlideError(
-            f"{path}: annotation of {width} x {height} px does not have the shape of the slide "
-            f"({size_px0[0]} x {size_px0[1]}); it must cover the whole slide"
-        )
+    inside, px0_per_cell = read_image(path, size_px0, "annotation")
     return coverage(inside, px0_per_cell, boxes_px0).astype(np.float32)
-
-
-def write_preview(path: Path, grid: TileGrid) -> None:
-    """Write a picture of the slide with the outline of the tissue and the tiles."""
-    import cv2
-
-    if grid.thumbnail is None:
-        return
-    picture = grid.thumbnail.copy()
-    height, width = picture.shape[:2]
-    scale = width / grid.attributes["level0_width"]
-    side = grid.attributes["tile_size_level0"]
-    for left, top, right, bottom in np.rint(tile_boxes(grid.xy_px0, side) * scale).astype(int).tolist():
-        cv2.rectangle(picture, (left, top), (right, bottom), TILE_COLOUR, 1)
-    cv2.drawContours(picture, _outlines(grid.tissue, scale, (width, height)), -1, TISSUE_COLOUR, 2)
-    with artefacts.atomic_path(path) as temporary:
-        temporary.write_bytes(jpeg_bytes(picture))
-
-
-def _outlines(tissue: TissueMask, scale: float, size_px: tuple[int, int]) -> Sequence[NDArray[Any]]:
-    import cv2
-
-    x, y = (side * scale for side in tissue.px0_per_cell)
-    stretch = np.array([[x, 0, 0], [0, y, 0]], dtype=np.float64)
-    cells = cv2.warpAffine(tissue.cells.astype(np.uint8), stretch, size_px, flags=cv2.INTER_NEAREST)
-    return cv2.findContours(cells, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
 
 
 def _annotated(grid: TileGrid, slide: Slide, annotation: Path | None) -> TileGrid:

@@ -37,6 +37,8 @@ def add_to(app: typer.Typer) -> None:
             "mhim tile slides/ -o tiles --target-mpp 1.0 --tile-px 224 --workers 4",
             "mhim tile scan.svs -o tiles --mpp 0.25   (for a slide without mpp in its metadata)",
             "mhim tile cohort.csv -o tiles --set tissue.threshold=8 --dry-run",
+            "mhim tile slides/ -o tiles --tissue clam:bwh_biopsy   (CLAM's tissue and tiles, patch for patch)",
+            "mhim tile slides/ -o tiles --tissue-mask outlines/    (SLIDE.geojson of QuPath, or SLIDE.png)",
         )
     )(tile)
     app.command(
@@ -58,6 +60,25 @@ def tile(
     tile_px: Annotated[int | None, typer.Option(help="Side of a tile, pixels. Default: 256.")] = None,
     stride_px: Annotated[int | None, typer.Option(help="Step between tiles, pixels. Default: the side.")] = None,
     min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue in a tile. Default: 0.25.")] = None,
+    tissue: Annotated[
+        str | None,
+        typer.Option(help="stain, or CLAM's: clam:bwh_biopsy, clam:tcga, clam:FILE.csv ... Default: stain."),
+    ] = None,
+    tissue_mask: Annotated[
+        Path | None, typer.Option(help="Tissue from outside: GeoJSON or image, or a folder of them by slide name.")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="mpp (exact scale), clam, trident. Default: auto.")] = None,
+    patch_level: Annotated[
+        int | None,
+        typer.Option(help="Tiles are pixels of this pyramid level, as CLAM's. Default: 0 with --tissue clam."),
+    ] = None,
+    reject_ink: Annotated[
+        bool | None, typer.Option("--reject-ink/--keep-ink", help="Leave out pen and dark edges. Default: yes.")
+    ] = None,
+    reject_blur: Annotated[
+        bool | None, typer.Option("--reject-blur/--keep-blur", help="Leave out what is out of focus. Default: no.")
+    ] = None,
+    preview: Annotated[bool, typer.Option(help="Write pictures and the sheet of the cohort.")] = True,
     mpp: Annotated[float | None, typer.Option(help="Scale of slides whose metadata and table row say none.")] = None,
     workers: Workers = 2,
     config: ConfigOption = None,
@@ -67,22 +88,29 @@ def tile(
 ) -> None:
     """Find tissue and plan tiles: one grid file and one preview picture per slide.
 
-    Writes OUT/SLIDE.h5 and OUT/previews/SLIDE.jpg. Slides that are already complete are skipped.
+    Writes OUT/SLIDE.h5, OUT/previews/SLIDE.jpg, and OUT/previews/sheet.html, .csv and .jpg over all slides, which
+    say which slides stand out, and why. Slides that are already complete are skipped.
     """
     from mhim.config import merge, parse_overrides, read_yaml, validate
-    from mhim.tiles import TileConfig
+    from mhim.tiles import TileConfig, as_clam
     from mhim.tiling import slide_rows, tile_jobs, tile_slides
 
-    flags = _given(mpp=target_mpp, size_px=tile_px, stride_px=stride_px, min_tissue=min_tissue)
-    values = merge(read_yaml(config) if config else {}, {"tiles": flags}, parse_overrides(settings or ()))
+    flags = {
+        "tiles": _given(
+            mpp=target_mpp, size_px=tile_px, stride_px=stride_px, min_tissue=min_tissue, grid=grid, level=patch_level
+        ),
+        "tissue": _given(method=tissue, reject_ink=reject_ink, reject_blur=reject_blur),
+    }
+    values = as_clam(merge(read_yaml(config) if config else {}, flags, parse_overrides(settings or ())))
     chosen = validate(TileConfig, values, str(config or "mhim tile"))
     rows = slide_rows(source)
     if dry_run:
-        jobs = tile_jobs(rows, out, chosen, mpp, overwrite)
+        jobs = tile_jobs(rows, out, chosen, mpp, overwrite, tissue_mask, preview)
         plans = ((job.row.slide_id, partial(_tile_plan, job)) for job in jobs)
         _print_plan(f"tile {len(jobs)} slides into {out}", plans, overwrite)
         return
-    finish(tile_slides(rows, out, chosen, mpp0=mpp, workers=workers, overwrite=overwrite))
+    given = {"mpp0": mpp, "tissue_mask": tissue_mask, "preview": preview}
+    finish(tile_slides(rows, out, chosen, workers=workers, overwrite=overwrite, **given))
 
 
 def encode(

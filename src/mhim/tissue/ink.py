@@ -1,0 +1,221 @@
+"""Pen ink and other dark or foreign marks on a bright-field slide.
+
+Haematoxylin, eosin and the brown of DAB all absorb green more than red: stained tissue has R > G. Blue,
+green, teal and cyan inks have not. Red and orange inks are recognised by blue that is as dark as green,
+black ink and cover-slip edges by being dark without colour. On slides whose own stain is blue or green
+(Giemsa, trichrome, a bare counterstain) the cool colours are the tissue; texture and share decide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLOURED = 12
+MIN_INK_UM2 = 20_000.0
+MIN_MARK_UM2 = 50_000.0
+DARK_WIDTH_UM = 100.0
+MARGIN_UM = 32.0
+WHOLE_SLIDE_UM = 10_000.0
+"""Lengths below hold for pictures of at least this side; on smaller ones, marks may be smaller too."""
+STAIN_SHARE, SURE_STAIN_SHARE = 0.5, 0.92
+STAIN_ROUGHNESS, SURE_STAIN_ROUGHNESS = 0.14, 0.10
+
+Plane = NDArray[Any]  # (h, w) uint8
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Channels of a white-balanced picture, each (h, w) uint8, and what is derived from them."""
+
+    red: Plane
+    green: Plane
+    blue: Plane
+    brightest: Plane
+    darkest: Plane
+    chroma: Plane
+
+    @classmethod
+    def of(cls, rgb: NDArray[np.uint8]) -> Planes:
+        """The planes of a picture (h, w, 3) uint8."""
+        import cv2
+
+        red, green, blue = (np.asarray(plane) for plane in cv2.split(rgb))
+        brightest = np.asarray(cv2.max(cv2.max(red, green), blue))
+        darkest = np.asarray(cv2.min(cv2.min(red, green), blue))
+        return cls(red, green, blue, brightest, darkest, np.asarray(cv2.subtract(brightest, darkest)))
+
+
+def find_ink(planes: Planes, um_per_cell: float) -> Plane:
+    """Cells to leave out, (h, w) uint8 of 0 and 1: pen ink of any colour but violet, and broad dark marks.
+
+    Args:
+        planes: a smoothed, white-balanced picture.
+        um_per_cell: side of a cell.
+    """
+    import cv2
+
+    size = min(1.0, max(max(planes.chroma.shape) * um_per_cell / WHOLE_SLIDE_UM, 0.25))
+    cell_um2 = (um_per_cell / size) ** 2
+    coloured = _above(planes.chroma, COLOURED)
+    marks = _cool_ink(planes, coloured, cell_um2)
+    marks |= _warm_ink(planes, coloured & ~marks & 1, cell_um2)
+    marks |= _dark_marks(planes, um_per_cell / size)
+    if marks.any():
+        marks = np.asarray(cv2.dilate(marks, disc(2 * max(MARGIN_UM * size, um_per_cell), um_per_cell)))
+    return marks | _faint_ink(planes, coloured, marks)
+
+
+def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
+    """Blue, green and teal strokes, unless these are the colours of the stain."""
+    import cv2
+
+    none = np.zeros_like(coloured)
+    cool = coloured & _not_above(planes.red, _plus(planes.green, 2))
+    if int(cool.sum()) * cell_um2 < MIN_INK_UM2:
+        return none
+    vivid = _above(planes.chroma, 74)
+    deep = _above(planes.chroma, 40) & _not_above(_times(planes.brightest, 0.55), planes.chroma)
+    over_red, over_blue = cv2.subtract(planes.green, planes.red), cv2.subtract(planes.green, planes.blue)
+    leafy = _above(planes.chroma, 30) & _above(over_red, 19) & _above(over_blue, 9)
+    pen = components(cool, cool & (vivid | deep | leafy), MIN_INK_UM2 / cell_um2, least_share=0.1)
+    pen_cells, other_cells = int(pen.sum()), int(coloured.sum()) - int(cool.sum())
+    share = pen_cells / max(1, pen_cells + other_cells)
+    if share > STAIN_SHARE:
+        roughness = _roughness(planes.darkest, pen)
+        if roughness > (SURE_STAIN_ROUGHNESS if share > SURE_STAIN_SHARE else STAIN_ROUGHNESS):
+            return none
+    return pen
+
+
+def _faint_ink(planes: Planes, coloured: Plane, marks: Plane) -> Plane:
+    """Weak blue and green on a slide whose tissue clearly is neither."""
+    cold = coloured & _not_above(_plus(planes.red, 6), planes.green) & ~marks & 1
+    tissue = int((coloured & ~marks & 1).sum())
+    return cold if int(cold.sum()) < 0.1 * tissue else np.zeros_like(cold)
+
+
+def _warm_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
+    """Red and orange strokes: blue as dark as green, where eosin leaves blue brighter."""
+    import cv2
+
+    excess = cv2.subtract(planes.red, planes.green)
+    blue_excess = cv2.subtract(planes.blue, planes.green)
+    sure = _above(excess, 80) & _not_above(blue_excess, 24) & _not_above(planes.green, 150) & _above(planes.red, 85)
+    if int(sure.sum()) * cell_um2 < 0.3 * MIN_MARK_UM2:
+        return np.zeros_like(coloured)
+    weak = sure | (coloured & _above(excess, 12) & _not_above(blue_excess, 8))
+    pen = components(weak, sure, MIN_MARK_UM2 / cell_um2, least_share=0.3)
+    if int(pen.sum()) > 0.6 * int(coloured.sum()) and _roughness(planes.darkest, pen) > SURE_STAIN_ROUGHNESS:
+        return np.zeros_like(coloured)
+    return _blood_left_out(pen, np.asarray(excess), planes.green, coloured)
+
+
+def _blood_left_out(pen: Plane, excess: Plane, green: Plane, coloured: Plane) -> Plane:
+    """Red regions that touch glass, or are redder or denser than blood: blood inside tissue stays tissue."""
+    import cv2
+
+    count, labels = cv2.connectedComponents(pen, connectivity=8)
+    if count <= 1:
+        return pen
+    labels = np.asarray(labels, dtype=np.intp)
+    grown = np.asarray(cv2.dilate(labels.astype(np.float32), np.ones((7, 7), np.uint8))).astype(np.intp)
+    ring = (labels == 0) & (grown > 0)
+    border = np.bincount(grown[ring], minlength=count)
+    glass = np.bincount(grown[ring & (coloured == 0)], minlength=count)
+    redness = np.bincount(labels.ravel(), excess.ravel(), minlength=count)
+    area = np.bincount(labels.ravel(), minlength=count)
+    greenness = np.bincount(labels.ravel(), green.ravel(), minlength=count)
+    keep = (glass >= 0.1 * border) | (redness >= 125 * area) | (greenness <= 35 * area)
+    keep[0] = False
+    return keep[labels].astype(np.uint8)
+
+
+def _dark_marks(planes: Planes, um_per_cell: float) -> Plane:
+    """Broad regions that are dark and colourless: black ink, cover-slip edges, black borders."""
+    import cv2
+
+    dark = _not_above(planes.brightest, 100) & _not_above(planes.chroma, 40)
+    dark |= _not_above(planes.brightest, 90) & _not_above(planes.red, planes.blue)
+    if int(dark.sum()) * um_per_cell**2 < MIN_MARK_UM2:
+        return np.zeros_like(dark)
+    dark = np.asarray(dark, dtype=np.uint8)
+    broad = np.asarray(cv2.morphologyEx(dark, cv2.MORPH_OPEN, disc(DARK_WIDTH_UM, um_per_cell)))
+    broad = np.asarray(cv2.dilate(broad, disc(DARK_WIDTH_UM, um_per_cell)), dtype=np.uint8) & dark
+    return components(broad, broad, MIN_MARK_UM2 / um_per_cell**2)
+
+
+def _roughness(darkest: Plane, inside: Plane) -> float:
+    """Median over a region's core of the local deviation of optical density over its mean; ink is even."""
+    import cv2
+
+    core = np.asarray(cv2.erode(inside, np.ones((5, 5), np.uint8))) > 0
+    if np.count_nonzero(core) < 50:
+        return 0.0
+    density = (-np.log((np.arange(256, dtype=np.float32) + 1) / 256))[darkest]
+    mean = np.asarray(cv2.blur(density, (5, 5)))
+    square = np.asarray(cv2.blur(density * density, (5, 5)))
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0))
+    return float(np.median(deviation[core] / np.maximum(mean[core], 1e-3)))
+
+
+def components(region: Plane, seeds: Plane, min_cells: float, least_share: float = 0.0) -> Plane:
+    """Connected parts (8 neighbours) of ``region`` that are large enough and hold enough seeds.
+
+    Args:
+        region: (h, w) uint8 of 0 and 1.
+        seeds: (h, w) uint8 of 0 and 1, inside the region.
+        min_cells: least number of cells of a part.
+        least_share: least share of a part that is seeds.
+
+    Returns:
+        (h, w) uint8 of 0 and 1.
+    """
+    import cv2
+
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+    if count <= 1:
+        return np.zeros_like(region)
+    area = np.asarray(stats)[:, cv2.CC_STAT_AREA]
+    keep = area >= min_cells
+    if least_share > 0:
+        keep &= np.bincount(np.asarray(labels)[seeds > 0], minlength=count) >= least_share * area
+    keep[0] = False
+    return keep.astype(np.uint8)[np.asarray(labels, dtype=np.intp)]
+
+
+def disc(width_um: float, um_per_cell: float) -> NDArray[Any]:
+    """A round structuring element, at most 31 cells wide."""
+    import cv2
+
+    side = min(odd(width_um / um_per_cell), 31)
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+
+
+def odd(length: float) -> int:
+    """Nearest odd number of cells, at least 1."""
+    return 2 * math.floor(length / 2) + 1 if length > 1 else 1
+
+
+def _above(plane: Any, level: int) -> Plane:
+    return (plane > level).astype(np.uint8)
+
+
+def _not_above(plane: Any, other: Any) -> Plane:
+    return (plane <= other).astype(np.uint8)
+
+
+def _plus(plane: Plane, level: int) -> Plane:
+    import cv2
+
+    return np.asarray(cv2.add(plane, np.full(1, level, np.uint8)))
+
+
+def _times(plane: Plane, factor: float) -> Plane:
+    import cv2
+
+    return np.asarray(cv2.convertScaleAbs(plane, alpha=factor))
