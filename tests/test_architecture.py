@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "artefacts"),
     ("registry", "batch", "pool", "presets", "provenance"),
     ("bag", "cohort"),
-    ("resume", "partial_bag", "inspection", "splits", "metrics", "survival", "models", "masks"),
+    ("resume", "partial_bag", "inspection", "splits", "metrics", "froc", "annotations", "survival", "models", "masks"),
     ("resampling", "delong", "protocols", "calibration", "conformal", "slides", "synth", "methods", "checkpoint"),
     ("paired", "tissue", "tile_reader", "weights"),
     ("tiles", "encoders"),
