@@ -32,7 +32,7 @@ def changes() -> list[str]:
 
 
 def test_the_folder_holds_what_is_listed() -> None:
-    assert len(preset_names()) == len(list(FOLDER.rglob("*.yaml"))) == 23
+    assert len(preset_names()) == len(list(FOLDER.rglob("*.yaml"))) == 26
     assert {name.split("/")[0] for name in preset_names()} == {"iccv2023", "ijcv2025", "ablation"}
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from mhim.config import merge, validate
+from mhim.errors import ConfigError
 from mhim.evaluation import Estimate, Summary, summarise
 from mhim.presets import preset_names, preset_values
 from mhim.training.crossval import RunPlan, check_recipe, plan_on, plan_run
@@ -127,6 +128,8 @@ class Study:
         base = merge({"model": whole, "method": published["method"]}, self.values, {"seed": seed})
         config = validate(RunConfig, merge(base, {"model": {"name": model}}), f"ablate {model}")
         change = self._change(variant, model, config)
+        if config.task.name != "classification":
+            raise ConfigError(f"ablate: the talk's tables are of classification; leave task {config.task.name} out")
         return validate(RunConfig, merge(base, {"model": {"name": model}}, change), f"ablate {model} {variant}")
 
     def run_of(self, model: str, variant: str) -> str:

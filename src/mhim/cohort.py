@@ -1,4 +1,4 @@
-"""The cohort table: one row per slide, with its case and its label."""
+"""The cohort table: one row per slide, with its case and its label, or its case's follow-up."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from mhim.errors import CohortError
 
 REQUIRED = ("slide_id", "case_id", "label")
+FOLLOW_UP = ("slide_id", "case_id", "time", "event")
 OPTIONAL = ("path", "mpp", "site", "time", "event", "fold", "annotation")
 SLIDE_SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"
@@ -70,6 +71,10 @@ class Cohort:
             raise CohortError(f"{self.source}: slide {row.slide_id} has no label; fill the column 'label'")
         return self.classes.index(row.label)
 
+    def outcome(self, row: SlideRow) -> str | None:
+        """What training learns about a slide, as text; part of what identifies the data."""
+        return row.label
+
     def case_labels(self) -> dict[str, int]:
         """Highest class index over the slides of each case, in order of first appearance."""
         labels: dict[str, int] = {}
@@ -81,6 +86,26 @@ class Cohort:
         """The slides of the given cases, in table order."""
         wanted = set(cases)
         return [row for row in self.rows if row.case_id in wanted]
+
+
+@dataclass(frozen=True)
+class SurvivalCohort(Cohort):
+    """The slides of a survival study: every case has one follow-up time, and either an event or none until then.
+
+    ``classes`` are "censored" and "event", by which cases are counted and split; labels are not read.
+    """
+
+    def label_index(self, row: SlideRow) -> int:
+        """1 for an event, 0 for a censored case."""
+        return int(row.event or 0)
+
+    def outcome(self, row: SlideRow) -> str | None:
+        """Time and event."""
+        return f"{row.time!r} {self.classes[self.label_index(row)]}"
+
+    def case_times(self) -> dict[str, float]:
+        """Follow-up time of each case, in order of first appearance."""
+        return {row.case_id: row.time for row in self.rows if row.time is not None}
 
 
 def read_cohort(path: Path) -> Cohort:
@@ -97,6 +122,32 @@ def read_cohort(path: Path) -> Cohort:
     if len(classes) < 2:
         raise CohortError(f"{path}: only one class ({', '.join(classes)}); a classifier needs slides of at least two")
     return Cohort(str(path), tuple(rows), classes)
+
+
+def read_survival_cohort(path: Path) -> SurvivalCohort:
+    """The cohort with follow-up in a CSV file: ``time`` in any unit, ``event`` 1 where it was seen, 0 where censored.
+
+    Raises:
+        CohortError: missing file or column, repeated slide, missing or negative time, an event other than 0 or 1,
+            slides of one case that disagree, or no event at all.
+    """
+    rows = _read_rows(path, FOLLOW_UP)
+    first: dict[str, SlideRow] = {}
+    for row in rows:
+        for name, value in (("time", row.time), ("event", row.event)):
+            if value is None:
+                raise CohortError(
+                    f"{path}: slide {row.slide_id} has no {name}; fill the column '{name}' or remove the row"
+                )
+        other = first.setdefault(row.case_id, row)
+        if (row.time, row.event) != (other.time, other.event):
+            raise CohortError(
+                f"{path}: slides {other.slide_id} and {row.slide_id} of case {row.case_id} differ in time or event; "
+                f"a case has one follow-up"
+            )
+    if not any(row.event for row in rows):
+        raise CohortError(f"{path}: no case has an event (event is 0 in every row); survival needs events")
+    return SurvivalCohort(str(path), tuple(rows), ("censored", "event"))
 
 
 def read_slides(source: Path) -> list[SlideRow]:
@@ -185,6 +236,11 @@ def _read_rows(path: Path, required: Sequence[str]) -> list[SlideRow]:
     missing = [column for column in required if column not in columns]
     if missing and len(columns) == 1 and ";" in columns[0]:
         raise CohortError(f"{path}: the columns look separated by semicolons; save the table with commas")
+    if "event" in missing and {"censorship", "Status"} & set(columns):
+        raise CohortError(
+            f"{path}: no columns time and event (found: {', '.join(columns)}); rename them, with event = 1 where the "
+            f"event was seen (censorship counts the other way round: event = 1 - censorship)"
+        )
     if missing:
         raise CohortError(f"{path}: missing column {', '.join(missing)} (found: {', '.join(columns) or 'nothing'})")
     if not records:

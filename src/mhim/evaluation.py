@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mhim.artefacts import write_json
-from mhim.errors import CohortError
+from mhim.errors import CohortError, ConfigError
 from mhim.metrics import METRICS, Predictions
 from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
-from mhim.training.runs import Run, to_predictions
+from mhim.survival import SURVIVAL_METRICS, SurvivalPredictions
+from mhim.training.runs import Run
 
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 0
+POINT: dict[str, Callable[[Any], float | None]] = {**METRICS, **SURVIVAL_METRICS}
+P = TypeVar("P", Predictions, SurvivalPredictions)
 
 
 @dataclass(frozen=True)
@@ -37,34 +40,30 @@ def rounded(value: float | None, digits: int = 6) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def fold_predictions(run: Run) -> list[Predictions]:
-    """Test predictions of a run, one entry per fold."""
+def fold_predictions(run: Run) -> list[Any]:
+    """Test predictions of a run, one entry per fold: ``Predictions``, or ``SurvivalPredictions``."""
     table = run.test_predictions()
-    return [to_predictions(part, run.classes) for _, part in table.groupby("fold", sort=True)]
+    return [run.task.from_table(part, run.classes) for _, part in table.groupby("fold", sort=True)]
 
 
-def pooled(folds: Sequence[Predictions]) -> Predictions:
+def pooled(folds: Sequence[P]) -> P:
     """The folds' predictions as one set."""
-    return Predictions(
-        np.concatenate([fold.case_id for fold in folds]),
-        np.concatenate([fold.y_true for fold in folds]),
-        np.concatenate([fold.y_pred for fold in folds]),
-        np.concatenate([fold.probabilities for fold in folds]),
-    )
+    kind = type(folds[0])
+    return kind(*(np.concatenate([getattr(fold, each.name) for fold in folds]) for each in fields(kind)))
 
 
-def draws_of(folds: Sequence[Predictions], resamples: int) -> CaseDraws:
+def draws_of(folds: Sequence[P], resamples: int) -> CaseDraws:
     """Shared draws over all cases of some folds."""
     return CaseDraws.draw(list(np.concatenate([fold.case_id for fold in folds])), resamples, BOOTSTRAP_SEED)
 
 
-def mean_over_folds(folds: Sequence[Predictions], metric: str) -> float | None:
+def mean_over_folds(folds: Sequence[P], metric: str) -> float | None:
     """Mean of a metric over the folds that define it."""
-    values = [value for fold in folds if (value := METRICS[metric](fold)) is not None]
+    values = [value for fold in folds if (value := POINT[metric](fold)) is not None]
     return float(np.mean(values)) if values else None
 
 
-def fold_mean(folds: Sequence[Predictions], metric: str, draws: CaseDraws) -> Estimate:
+def fold_mean(folds: Sequence[P], metric: str, draws: CaseDraws) -> Estimate:
     """Mean of a metric over the folds that define it, with its case-bootstrap interval."""
     return Estimate(mean_over_folds(folds, metric), percentile_interval(resampled_mean(folds, metric, draws)))
 
@@ -75,12 +74,12 @@ def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
     The mean over folds is the headline: every fold's model is scored on its own scale. The pooled
     value ranks slides of different models together and is given beside it.
     """
-    folds = fold_predictions(run)
+    folds, metrics, counts = fold_predictions(run), run.task.metrics, run.task.counts(run.test_predictions())
     draws = draws_of(folds, resamples)
-    per_fold = [{name: rounded(metric(fold)) for name, metric in METRICS.items()} for fold in folds]
+    per_fold = [{name: rounded(metric(fold)) for name, metric in metrics.items()} for fold in folds]
     everything = pooled(folds)
     mean, together = {}, {}
-    for name, metric in METRICS.items():
+    for name, metric in metrics.items():
         values = [value for entry in per_fold if (value := entry[name]) is not None]
         spread = {"std": rounded(float(np.std(values))) if values else None, "n_folds": len(values)}
         mean[name] = fold_mean(folds, name, draws).as_json() | spread
@@ -89,12 +88,12 @@ def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
     return {
         "title": run.config.title,
         "classes": list(run.classes),
-        "n_slides": len(everything),
+        **counts,
         "n_cases": len(draws.cases),
         "chosen_by": run.info["chosen_by"],
         "interval": f"95 % percentile bootstrap over cases, {resamples} resamples",
         "folds": [
-            {"fold": index, "n_slides": len(fold), "best_epoch": run.fold_info(index)["best_epoch"]} | entry
+            {"fold": index, f"n_{run.task.unit}s": len(fold), "best_epoch": run.fold_info(index)["best_epoch"]} | entry
             for index, (fold, entry) in enumerate(zip(folds, per_fold, strict=True))
         ],
         "fold_mean": mean,
@@ -145,7 +144,7 @@ def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
     for title, members in groups.items():
         together = [fold for run in members for fold in folds[run.path]]
         estimates, difference, spread = {}, {}, {}
-        for metric in METRICS:
+        for metric in runs[0].task.metrics:
             resampled = resampled_mean(together, metric, draws)
             estimates[metric] = Estimate(mean_over_folds(together, metric), percentile_interval(resampled))
             means = [value for run in members if (value := mean_over_folds(folds[run.path], metric)) is not None]
@@ -179,7 +178,10 @@ def _require_same_slides(runs: Sequence[Run]) -> None:
     first = runs[0]
     expected = _tested(first)
     for run in runs[1:]:
-        if run.classes != first.classes:
+        ours, theirs = run.config.task.name, first.config.task.name
+        if ours != theirs:
+            raise ConfigError(f"{run.path}: a {ours} run, but {first.path} a {theirs} run; compare runs of one task")
+        if theirs == "classification" and run.classes != first.classes:
             raise CohortError(f"{run.path}: has other classes than {first.path}; compare runs of one cohort")
         if _tested(run) != expected:
             raise CohortError(
@@ -188,9 +190,8 @@ def _require_same_slides(runs: Sequence[Run]) -> None:
             )
 
 
-def _tested(run: Run) -> set[tuple[str, str, str]]:
-    table = run.test_predictions()
-    return set(zip(table["slide_id"], table["case_id"], table["y_true"], strict=True))
+def _tested(run: Run) -> set[tuple[str, ...]]:
+    return run.task.tested(run.test_predictions())
 
 
 def format_estimate(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
@@ -207,6 +208,15 @@ def format_estimate(estimate: Estimate | None, digits: int = 3, sign: bool = Fal
 
 def table_rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the results table, as text."""
+    if "c_index" in summaries[0].estimates:
+        return ["model", "C-index [95 % CI]", "difference in C-index"], [
+            [
+                summary.title,
+                format_estimate(summary.estimates["c_index"]),
+                format_estimate(summary.difference.get("c_index"), sign=True),
+            ]
+            for summary in summaries
+        ]
     header = ["model", "AUROC [95 % CI]", "AUPRC", "balanced accuracy", "F1", "difference in AUROC"]
     rows = [
         [

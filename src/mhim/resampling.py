@@ -6,8 +6,9 @@ returns (B,) values, NaN where a resample leaves the metric undefined (a class i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from mhim.metrics import (
     slide_brier,
     slide_log_loss,
 )
+from mhim.survival import SurvivalPredictions, resampled_c_index
 
 Weights = NDArray[np.float64]
 Values = NDArray[np.float64]
@@ -169,6 +171,7 @@ RESAMPLED: dict[str, Callable[[Predictions, Weights], Values]] = {
     "brier": brier,
     "ece": ece,
 }
+RESAMPLED_SURVIVAL: dict[str, Callable[[SurvivalPredictions, Weights], Values]] = {"c_index": resampled_c_index}
 
 
 def _rates(positive: NDArray[np.bool_], score: Values, weights: Weights) -> tuple[Weights, Weights]:
@@ -201,9 +204,10 @@ def _ratio(numerator: Values, denominator: Values) -> Values:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
-def resampled_mean(groups: Sequence[Predictions], metric: str, draws: CaseDraws) -> Values:
+def resampled_mean(groups: Sequence[Predictions | SurvivalPredictions], metric: str, draws: CaseDraws) -> Values:
     """(B,) mean of a metric over groups (folds, or folds of several runs) under shared draws of cases."""
-    values = np.array([RESAMPLED[metric](group, draws.weights(group.case_id)) for group in groups])
+    forms: Mapping[str, Callable[[Any, Weights], Values]] = {**RESAMPLED, **RESAMPLED_SURVIVAL}
+    values = np.array([forms[metric](group, draws.weights(group.case_id)) for group in groups])
     defined = np.isfinite(values)
     total = np.where(defined, values, 0).sum(axis=0)
     return _ratio(total, defined.sum(axis=0).astype(np.float64))

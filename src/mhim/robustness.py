@@ -178,6 +178,8 @@ def robustness(runs: Sequence[Run], config: RobustnessConfig) -> list[Held]:
     """
     if not runs:
         raise ConfigError("robustness: give at least one run folder")
+    for run in runs:
+        run.require_classes("robustness")
     groups = summarise(runs, 100)
     disturbed = {run.path: disturb_run(run, config) for run in runs}
     return [held for group in groups for held in _held(group, groups[0], disturbed, config)]

@@ -20,11 +20,12 @@ from pydantic import Field
 from sklearn.model_selection import StratifiedKFold
 
 from mhim.artefacts import write_text
-from mhim.cohort import Cohort, read_table
+from mhim.cohort import Cohort, SurvivalCohort, read_table
 from mhim.config import Settings, fingerprint
 from mhim.errors import CohortError
 
 PARTS = ("train", "val", "test")
+TIME_GROUPS = 4
 FOLD_COLUMN = re.compile(r"fold_\d+")
 
 
@@ -113,25 +114,28 @@ class Splits:
         for case in sorted(labels.keys() - known):
             raise CohortError(f"{source}: case {case} of {cohort.source} is in no fold; split this cohort again")
         for fold in self.folds:
-            missing = set(range(len(cohort.classes))) - {labels[case] for case in fold.train}
+            needed = {1} if isinstance(cohort, SurvivalCohort) else set(range(len(cohort.classes)))
+            missing = needed - {labels[case] for case in fold.train}
             if missing:
                 name = cohort.classes[min(missing)]
                 raise CohortError(f"{source}: fold {fold.index} has no case of class '{name}' in training")
 
 
 def make_splits(cohort: Cohort, config: SplitConfig) -> Splits:
-    """Case-grouped, label-stratified folds with an inner validation part.
+    """Case-grouped, label-stratified folds with an inner validation part; survival: by event and time.
 
     Raises:
         CohortError: fewer cases of a class than the folds need, or an incomplete column ``fold``.
     """
     labels = cohort.case_labels()
     cases, classes = np.array(list(labels)), np.array(list(labels.values()))
-    test_fold = _given_folds(cohort, cases) if config.use_fold_column else _drawn_folds(cohort, classes, config)
+    strata = _strata(cohort, classes, config.folds)
+    given = config.use_fold_column
+    test_fold = _given_folds(cohort, cases) if given else _drawn_folds(cohort, classes, strata, config)
     folds = []
     for index, number in enumerate(np.unique(test_fold)):
         rest = np.flatnonzero(test_fold != number)
-        is_val = _draw_validation(classes[rest], config, index)
+        is_val = _draw_validation(strata[rest], config, index)
         with _naming(cohort.source):
             train, val, test = cases[rest[~is_val]], cases[rest[is_val]], cases[test_fold == number]
             folds.append(Fold(index, _names(train), _names(val), _names(test)))
@@ -153,9 +157,27 @@ def _names(cases: np.ndarray) -> tuple[str, ...]:
     return tuple(sorted(str(case) for case in cases))
 
 
-def _drawn_folds(cohort: Cohort, classes: np.ndarray, config: SplitConfig) -> np.ndarray:
+def _strata(cohort: Cohort, classes: np.ndarray, folds: int) -> np.ndarray:
+    """(K,) what cases are stratified by: the class; for survival, ranks of time within events and within the others.
+
+    At most 4 groups of time, and no more than leave each group two cases a fold.
+    """
+    if not isinstance(cohort, SurvivalCohort):
+        return classes
+    times, strata = np.array(list(cohort.case_times().values())), np.zeros_like(classes)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        groups = min(TIME_GROUPS, max(1, len(members) // (2 * folds)))
+        ranks = times[members].argsort(kind="stable").argsort(kind="stable")
+        strata[members] = label * TIME_GROUPS + ranks * groups // len(members)
+    return strata
+
+
+def _drawn_folds(cohort: Cohort, classes: np.ndarray, strata: np.ndarray, config: SplitConfig) -> np.ndarray:
     for index, count in enumerate(np.bincount(classes, minlength=len(cohort.classes))):
         # a fold's rest must still give one case of the class to training and one to validation
+        if count == 0 and isinstance(cohort, SurvivalCohort):
+            continue  # every case has an event
         if count < config.folds or count - -(-count // config.folds) < 2:
             raise CohortError(
                 f"{cohort.source}: {count} cases of class '{cohort.classes[index]}' are too few for {config.folds} "
@@ -163,7 +185,7 @@ def _drawn_folds(cohort: Cohort, classes: np.ndarray, config: SplitConfig) -> np
             )
     folds = StratifiedKFold(config.folds, shuffle=True, random_state=config.seed)
     test_fold = np.empty(len(classes), dtype=np.int64)
-    for number, (_, test) in enumerate(folds.split(classes, classes)):
+    for number, (_, test) in enumerate(folds.split(strata, strata)):
         test_fold[test] = number
     return test_fold
 

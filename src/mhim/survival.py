@@ -1,10 +1,12 @@
 """Discrete-time survival: bins of follow-up time, hazards and their likelihood, risk, concordance.
 
-The building blocks of a survival head (MHIM v2, section 6.5 of the notes; Zadeh and Schmid, TPAMI 2021). A case is
-one bag, all its slides together; its model has one logit per bin. No verb trains with them yet.
+A survival head (MHIM v2, section 6.5 of the notes; Zadeh and Schmid, TPAMI 2021): a case is one bag, all its slides
+together; its model has one logit per bin.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -85,12 +87,102 @@ def concordance(times: Times, events: Events, risks: Times) -> float | None:
     A pair is comparable when the earlier time is an event (at equal times: an event and a censored case). Risks
     within 1e-8 count half. None without a comparable pair.
     """
+    comparable, order = _pairs(times, events, risks)
+    return float(order[comparable].mean()) if comparable.any() else None
+
+
+def _pairs(times: Times, events: Events, risks: Times) -> tuple[Events, Times]:
+    """(M, M) which pairs (row earlier) are comparable, and 1, 0.5 or 0 for right, tied or wrong order of risk."""
     earlier = (times[:, None] < times[None, :]) | ((times[:, None] == times[None, :]) & ~events[None, :])
     comparable = events[:, None] & earlier
     np.fill_diagonal(comparable, val=False)
-    if not comparable.any():
-        return None
     difference = risks[:, None] - risks[None, :]
-    tied = np.abs(difference) <= TIE_TOLERANCE
-    order = np.where(tied, 0.5, difference > 0)
-    return float(order[comparable].mean())
+    return comparable, np.where(np.abs(difference) <= TIE_TOLERANCE, 0.5, difference > 0)
+
+
+@dataclass(frozen=True)
+class SurvivalPredictions:
+    """Predictions for M cases.
+
+    Attributes:
+        case_id: (M,) names.
+        times: (M,) follow-up times.
+        events: (M,) whether the event was seen.
+        logits: (M, bins) float64, of the hazards.
+    """
+
+    case_id: NDArray[np.str_]
+    times: Times
+    events: Events
+    logits: Times
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def hazards(self) -> Times:
+        """(M, bins) probability of the event in each bin, given survival until then."""
+        return torch.sigmoid(torch.from_numpy(self.logits)).numpy()
+
+    @property
+    def risks(self) -> Times:
+        """(M,) see :func:`risk`."""
+        return risk(torch.from_numpy(self.logits)).numpy()
+
+
+def c_index(predictions: SurvivalPredictions) -> float | None:
+    """See :func:`concordance`."""
+    return concordance(predictions.times, predictions.events, predictions.risks)
+
+
+def resampled_c_index(predictions: SurvivalPredictions, weights: Times) -> Times:
+    """(B,) C where each case counts as often as (B, M) ``weights`` say; NaN without a comparable pair.
+
+    A case drawn twice is not compared with itself: its copies have equal times.
+    """
+    comparable, order = _pairs(predictions.times, predictions.events, predictions.risks)
+    right = ((weights @ (order * comparable)) * weights).sum(axis=1)
+    total = ((weights @ comparable.astype(np.float64)) * weights).sum(axis=1)
+    return np.divide(right, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+SURVIVAL_METRICS = {"c_index": c_index}
+
+
+@dataclass(frozen=True)
+class SurvivalSteps:
+    """A Kaplan-Meier estimate as steps: times, survival after each, and its 95 % limits (Greenwood, log-log)."""
+
+    times: Times
+    survival: Times
+    low: Times
+    high: Times
+
+
+def kaplan_meier(times: Times, events: Events) -> SurvivalSteps:
+    """Product-limit estimate of the survival of M cases, by SciPy; it starts with 1 at time 0.
+
+    Limits are NaN where the formula has none (survival 0 or 1).
+    """
+    import warnings
+
+    from scipy.stats import CensoredData, ecdf
+
+    found = ecdf(CensoredData.right_censored(times, ~events)).sf
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        limits = found.confidence_interval(method="log-log")
+    columns = (found.quantiles, found.probabilities, limits.low.probabilities, limits.high.probabilities)
+    starts = (0.0, 1.0, 1.0, 1.0)
+    return SurvivalSteps(*(np.concatenate([[at], column]) for at, column in zip(starts, columns, strict=True)))
+
+
+def log_rank(first: SurvivalPredictions, second: SurvivalPredictions) -> float | None:
+    """Two-sided p-value of the log-rank test between two groups, by SciPy; None without an event or a case."""
+    from scipy.stats import CensoredData, logrank
+
+    if not len(first) or not len(second) or not (first.events.any() or second.events.any()):
+        return None
+    one, other = (CensoredData.right_censored(each.times, ~each.events) for each in (first, second))
+    value = float(logrank(one, other).pvalue)
+    return value if np.isfinite(value) else None

@@ -75,7 +75,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cohort_folder: Path) -> Callable[.
 
         monkeypatch.setattr(fit_module, "train_epoch", one_epoch)
         monkeypatch.setattr(fit_module, "predict", score)
-        monkeypatch.setattr(fit_module, "auroc", lambda area: area)
+        monkeypatch.setattr(fit_module.CLASSIFY, "score", lambda area: area)
         train, val = parts(cohort_folder)
         options = {"epochs": len(scores), "min_epochs": 0, "patience": 100, **options}
         return fit(method, train, val, training(**options), torch.Generator().manual_seed(0))

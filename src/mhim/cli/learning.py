@@ -27,18 +27,26 @@ if TYPE_CHECKING:
     from mhim.training.crossval import RunPlan
     from mhim.training.runs import RunConfig
 
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="classification (default) of the column label, or survival: time, event.")
+]
 CohortOption = Annotated[Path, typer.Option("--cohort", help="Cohort table: slide_id, case_id, label.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
-    app.command(epilog=examples("mhim split cohort.csv -o splits.csv --folds 5"))(split)
+    app.command(
+        epilog=examples(
+            "mhim split cohort.csv -o splits.csv --folds 5", "mhim split cohort.csv -o splits.csv --task survival"
+        )
+    )(split)
     app.command(
         epilog=examples(
             "mhim train --cohort cohort.csv --features features --splits splits.csv -o runs/mhim",
             "mhim train ... --method supervised -o runs/abmil",
             "mhim train ... --set model.gated=true --set method.mask.name=lr-ham -o runs/lr-ham",
             "mhim train ... --preset iccv2023/transmil-camelyon16 -o runs/transmil",
+            "mhim train ... --task survival --method mhim-v2 -o runs/survival",
             "mhim train -c run.yaml -o runs/again",
         )
     )(train)
@@ -54,16 +62,18 @@ def split(
     val_fraction: Annotated[float, typer.Option(help="Share of a fold's other cases used for validation.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the assignment.")] = 0,
     use_fold_column: Annotated[bool, typer.Option(help="Take test folds from the column 'fold'.")] = False,
+    task: TaskOption = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Split cases into train, validation and test part, stratified by label."""
-    from mhim.cohort import read_cohort
+    """Split cases into train, validation and test part, stratified by label; for survival by event and time."""
     from mhim.config import validate
     from mhim.errors import ArtefactError
     from mhim.splits import SplitConfig, make_splits, read_splits, write_splits
+    from mhim.training.runs import tasks
 
     values = {"folds": folds, "val_fraction": val_fraction, "seed": seed, "use_fold_column": use_fold_column}
+    read_cohort = tasks.build(tasks.parse(task or "classification")).read_cohort
     splits = make_splits(read_cohort(cohort), validate(SplitConfig, values, "split"))
     for fold in splits.folds:
         say(f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases")
@@ -83,6 +93,7 @@ def train(
     cohort: Annotated[Path | None, typer.Option(help="Cohort table: slide_id, case_id, label.")] = None,
     features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
     splits: Annotated[Path | None, typer.Option(help="Splits table.")] = None,
+    task: TaskOption = None,
     model: Annotated[str | None, typer.Option(help="Aggregator. Default abmil.")] = None,
     method: Annotated[str | None, typer.Option(help="mhim-v1 (default), mhim-v2 or supervised.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed. Default 0.")] = None,
@@ -116,6 +127,7 @@ def train(
         "cohort": cohort and str(cohort),
         "features": features and str(features),
         "splits": splits and str(splits),
+        "task": task and {"name": task},
         "model": model and {"name": model},
         "method": method and {"name": method},
         "seed": seed,
@@ -187,7 +199,7 @@ def run_config(
     given = {key: value for key, value in options.items() if value is not None}
     given["train"] = {key: value for key, value in given["train"].items() if value is not None}
     values = merge(preset_values(list(presets)), read_yaml(file) if file else {}, given, parse_overrides(assignments))
-    for key, default in (("model", "abmil"), ("method", "mhim-v1")):
+    for key, default in (("task", "classification"), ("model", "abmil"), ("method", "mhim-v1")):
         if isinstance(values.get(key), dict):
             values[key].setdefault("name", default)
     missing = [f"--{key}" for key in ("cohort", "features", "splits") if not values.get(key)]
@@ -211,8 +223,9 @@ def _train_stages(plan: RunPlan, out: Path, baseline: Path | None, workers: int)
             task = progress.add_task(label, total=len(todo))
 
             def show(fold: int, epoch: Epoch, task: Any = task, label: str = label) -> None:
-                area = "-" if epoch.val_auroc is None else f"{epoch.val_auroc:.3f}"
-                progress.update(task, description=f"{label} (fold {fold} epoch {epoch.epoch} val AUROC {area})")
+                score = "-" if epoch.val_score is None else f"{epoch.val_score:.3f}"
+                name = {"auroc": "AUROC", "c_index": "C-index"}.get(epoch.metric, epoch.metric)
+                progress.update(task, description=f"{label} (fold {fold} epoch {epoch.epoch} val {name} {score})")
 
             def count(fold: int, task: Any = task) -> None:
                 progress.advance(task)

@@ -77,9 +77,11 @@ class RunMaps:
 
     Raises:
         CohortError: the run has no such fold.
+        ConfigError: a run without classes.
     """
 
     def __init__(self, run: Run, slug: str, features: Path | None = None, new_by: int | None = None) -> None:
+        run.require_classes("drawing maps")
         if new_by is not None and new_by not in run.folds:
             raise CohortError(f"{run.path}: has no fold {new_by}; it has {', '.join(map(str, run.folds))}")
         self.run = run

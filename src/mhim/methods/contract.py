@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
 from mhim.masks.contract import MaskSelection
+from mhim.methods.objectives import CLASSIFICATION, Classification
 from mhim.models.contract import MILModel, MILOutput
 from mhim.registry import Registry
 
@@ -94,6 +95,9 @@ class Method(nn.Module):
         config: the subclass's own ``Config``.
         model: the aggregator to train; it alone is deployed.
         baseline: a plainly trained aggregator of the same fold, for methods that start from one.
+
+    Attributes:
+        objective: what is minimised; whoever builds the method for another task than classification sets it.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -102,15 +106,22 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.model = model
+        self.objective: Classification = CLASSIFICATION
 
     @classmethod
     def needs_baseline(cls, config: ComponentConfig) -> bool:
         """Whether a plain baseline of the same fold must be trained first."""
         return False
 
-    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
-        """Loss terms of one bag."""
+    def step(
+        self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
+    ) -> StepResult:
+        """Loss terms of one bag; ``label`` is a class index (), or the target of another task."""
         raise NotImplementedError
+
+    def losses(self, output: MILOutput, label: Int[Tensor, "*target"]) -> dict[str, Tensor]:
+        """The objective's named loss terms for what the deployed aggregator said."""
+        return self.objective.losses(self.model, output, label)
 
     def after_step(self, step: Step) -> None:
         """What moves after the optimiser has (an EMA teacher); nothing by default."""

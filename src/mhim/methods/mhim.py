@@ -93,14 +93,16 @@ class MHIM(Method):
         self.teacher.train(mode and self.config.teacher_mode == "train")
         return self
 
-    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
+    def step(
+        self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
+    ) -> StepResult:
         """Teacher on the whole bag, mask, student on the kept instances, both loss terms."""
         with torch.no_grad():
             seen = self.teacher(features)
         salience = teacher_salience(seen, self.config.teacher_score)
         selection = self.strategy.select(salience, step.progress, step.generator)
         output, shown = self.student(features, selection, step)
-        terms = dict(self.model.losses(output, label))
+        terms = self.losses(output, label)
         if self.config.consistency_weight > 0:
             distance = consistency_loss(
                 seen.bag_embedding,

@@ -16,6 +16,8 @@ class Supervised(Method):
     class Config(ComponentConfig):
         """No options."""
 
-    def step(self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, ""], step: Step) -> StepResult:
+    def step(
+        self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
+    ) -> StepResult:
         """See :meth:`Method.step`."""
-        return StepResult(self.model.losses(self.model(features), label))
+        return StepResult(self.losses(self.model(features), label))

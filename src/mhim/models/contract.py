@@ -199,6 +199,18 @@ class MILModel(nn.Module):
         """
         return {"classification": F.cross_entropy(output.logits[None], label[None])}
 
+    def trained_logits(self, output: MILOutput) -> dict[str, tuple[float, Float[Tensor, "rows classes"]]]:
+        """Where the loss of a task other than classification is put: name -> (weight, logits).
+
+        The bag's logits; a model with several supervised outputs names each. Terms that need classes (CLAM's
+        instance clustering) have no part in it.
+        """
+        return {"bag": (1.0, output.logits[None])}
+
+    def bag_logits(self, output: MILOutput) -> Float[Tensor, " classes"]:
+        """The logits that predict the bag in a task other than classification."""
+        return output.logits
+
 
 def initialise(module: nn.Module) -> None:
     """Xavier-normal weights and zero biases for every linear layer, 1 and 0 for LayerNorm (v1, section 2.3)."""

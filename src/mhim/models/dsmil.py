@@ -125,6 +125,16 @@ class DSMIL(MILModel):
             return {"classification": self._loss((output.logits + max_logits) / 2, label)}
         return {"bag": 0.5 * self._loss(output.logits, label), "max": 0.5 * self._loss(max_logits, label)}
 
+    def trained_logits(self, output: MILOutput) -> dict[str, tuple[float, Float[Tensor, "rows classes"]]]:
+        """Half on each stream; MHIM v2: the mean logits."""
+        if self.config.average == "logits":
+            return {"bag": (1.0, self.bag_logits(output)[None])}
+        return {"bag": (0.5, output.logits[None]), "max": (0.5, output.extras["max_logits"][None])}
+
+    def bag_logits(self, output: MILOutput) -> Float[Tensor, " classes"]:
+        """The mean of both streams' logits."""
+        return (output.logits + output.extras["max_logits"]) / 2
+
     def _normalise(self, logits: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*rows classes"]:
         return logits.softmax(dim=-1) if self.config.output == "softmax" else logits.sigmoid()
 

@@ -141,6 +141,10 @@ class DTFD(MILModel):
             "tier2": F.cross_entropy(output.logits[None], label[None]),
         }
 
+    def trained_logits(self, output: MILOutput) -> dict[str, tuple[float, Float[Tensor, "rows classes"]]]:
+        """The pseudo-bags' logits, and tier 2's."""
+        return {"tier1": (1.0, output.extras["tier1_logits"]), "tier2": (1.0, output.logits[None])}
+
     def _cut(self, count: int, device: torch.device) -> list[Tensor]:
         groups = min(self.config.pseudo_bags, count)
         positions = torch.arange(count, device=device)

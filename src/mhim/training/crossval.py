@@ -19,20 +19,20 @@ from pydantic import BaseModel
 import mhim
 from mhim.artefacts import read_json, write_json, write_text
 from mhim.checkpoint import load_model, save_model
-from mhim.cohort import Cohort, read_cohort
+from mhim.cohort import Cohort
 from mhim.config import read_yaml, to_yaml, validate
 from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
-from mhim.metrics import Predictions, auroc, predict_classes, youden_threshold
 from mhim.models import MILModel, models
 from mhim.pool import end_with_parent
 from mhim.provenance import environment
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
-from mhim.training.data import BagSet, BagStore, CohortFeatures, check_features, feature_statistics
+from mhim.training.data import BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
 from mhim.training.monitor import MiningMonitor
 from mhim.training.runs import RunConfig, is_whole, read_predictions, write_table
+from mhim.training.tasks import tasks
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,15 @@ def plan_run(config: RunConfig) -> RunPlan:
         CohortError, FeatureError, ConfigError: one line that names the file and the fix.
     """
     check_recipe(config)
-    everyone, splits = read_cohort(config.cohort), read_splits(config.splits)
+    task = tasks.build(config.task)
+    everyone, splits = task.read_cohort(config.cohort), read_splits(config.splits)
     splits.check(everyone, config.splits)
     cohort, features = check_features(BagStore(config.features, everyone), config.allow_missing)
     if len(cohort) < len(everyone):
         splits = splits.only(cohort.case_labels())
         splits.check(cohort, config.splits)
+    for fold in splits.folds:
+        task.fold_facts(cohort, fold)  # raises what a fold's training part cannot give
     return plan_on(config, cohort, features, splits)
 
 
@@ -86,9 +89,10 @@ def check_recipe(config: RunConfig) -> None:
     Raises:
         ConfigError: for instance a student start that the aggregator has no layers for.
     """
+    outputs = tasks.build(config.task).fewest_outputs
     with torch.random.fork_rng(devices=[]):
         try:
-            model, baseline = (models.build(config.model, 8, 2) for _ in range(2))
+            model, baseline = (models.build(config.model, 8, outputs) for _ in range(2))
         except ConfigError:  # it may need another width or more classes; the data will tell
             return
         methods.build(config.method, model, baseline)
@@ -232,12 +236,14 @@ def _prepare_worker(plugins: tuple[Path, ...]) -> None:
 
 def describe(plan: RunPlan) -> dict[str, object]:
     """The content of ``run.json``; no paths, so that equal runs have equal files."""
+    task = tasks.build(plan.config.task)
     return {
         "tool": "mhim",
         "tool_version": mhim.__version__,
         "identity": plan.identity,
         "title": plan.config.title,
-        "classes": list(plan.cohort.classes),
+        "task": plan.config.task.name,
+        "classes": list(task.outputs(plan.cohort)),
         "in_dim": plan.features.in_dim,
         "encoder": plan.features.encoder,
         "mpp": plan.features.mpp,
@@ -246,11 +252,7 @@ def describe(plan: RunPlan) -> dict[str, object]:
         "n_cases": len(plan.cohort.case_labels()),
         "data_fingerprint": plan.features.data_fingerprint,
         "baseline_identity": None if plan.baseline is None else plan.baseline.identity,
-        "chosen_by": {
-            "epoch": f"validation {plan.config.train.select_by}",
-            "threshold": "validation Youden index",
-            "test part": "scored once, after training",
-        },
+        "chosen_by": task.chosen_by(plan.config.train.select_by),
     }
 
 
@@ -282,8 +284,8 @@ def _train_fold(
 ) -> None:
     config = plan.config
     fold = plan.splits.folds[fold_index]
-    store = BagStore(config.features, plan.cohort)
-    train, val = store.part(fold.train), store.part(fold.val)
+    task, store = tasks.build(config.task), BagStore(config.features, plan.cohort)
+    train, val = (task.bags(store, fold, part) for part in ("train", "val"))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + fold_index)
     start = None if baseline is None else load_model(baseline / f"fold_{fold_index}" / "model.safetensors")
     model = build_model(plan, generator)
@@ -292,36 +294,35 @@ def _train_fold(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         method = methods.build(config.method, model, start)
-    monitor = MiningMonitor(store.truth) if config.train.watch else None
-    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch), monitor)
+    monitor = MiningMonitor(task.truth(store)) if config.train.watch else None
+    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch), monitor, task)
     model.load_state_dict(result.state)
-    write_fold(plan, fold, out / f"fold_{fold_index}", model, result, val, store.part(fold.test))
+    write_fold(plan, fold, out / f"fold_{fold_index}", model, result, store)
 
 
 def build_model(plan: RunPlan, generator: torch.Generator) -> MILModel:
     """A freshly initialised aggregator; the draw comes from ``generator``, the global one is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
-        return models.build(plan.config.model, plan.features.in_dim, len(plan.cohort.classes))
+        return models.build(
+            plan.config.model, plan.features.in_dim, len(tasks.build(plan.config.task).outputs(plan.cohort))
+        )
 
 
-def write_fold(
-    plan: RunPlan, fold: Fold, folder: Path, model: MILModel, result: FitResult, val: BagSet, test: BagSet
-) -> None:
+def write_fold(plan: RunPlan, fold: Fold, folder: Path, model: MILModel, result: FitResult, store: BagStore) -> None:
     """Score validation and test part with the best epoch's weights, and write the fold's files."""
-    classes = plan.cohort.classes
-    val_predictions, _ = predict(model, val)
-    test_predictions, _ = predict(model, test)
-    threshold = None
-    if len(classes) == 2:
-        threshold = youden_threshold(val_predictions.y_true, val_predictions.probabilities[:, 1])
+    task, cohort = tasks.build(plan.config.task), plan.cohort
+    outputs = task.outputs(cohort)
+    parts = {part: task.bags(store, fold, part) for part in ("val", "test")}
+    said = {part: predict(model, bags, task)[0] for part, bags in parts.items()}
+    threshold = task.threshold(said["val"])
     tables = [
-        prediction_table(part, fold.index, bags, predictions, classes, threshold)
-        for part, bags, predictions in (("val", val, val_predictions), ("test", test, test_predictions))
+        pd.DataFrame({"part": part, "fold": fold.index} | task.table(bags, said[part], outputs, threshold))
+        for part, bags in parts.items()
     ]
     extra = {"fold": str(fold.index), "identity": plan.identity, "encoder": plan.features.encoder or ""}
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / "model.safetensors", model, classes, extra)
+    save_model(folder / "model.safetensors", model, outputs, extra | task.model_facts(cohort, fold))
     write_table(folder / "history.csv", pd.DataFrame([epoch.row() for epoch in result.history]))
     write_table(folder / "predictions.csv", pd.concat(tables, ignore_index=True))
     best = result.history[result.best_epoch]
@@ -332,33 +333,16 @@ def write_fold(
             "identity": plan.identity,
             "best_epoch": result.best_epoch,
             "epochs": len(result.history),
-            "val_auroc": best.val_auroc,
+            f"val_{task.metric}": best.val_score,
             "val_loss": best.val_loss,
             "threshold": threshold,
-            "test_auroc": auroc(test_predictions),
-            "n_train": sum(len(plan.cohort.of_cases([case])) for case in fold.train),
-            "n_val": len(val),
-            "n_test": len(test),
+            f"test_{task.metric}": task.score(said["test"]),
+            "n_train": len(cohort.of_cases(fold.train)),
+            "n_val": parts["val"].n_slides,
+            "n_test": parts["test"].n_slides,
             "environment": environment(
                 next(model.parameters()).device.type, type(model), methods[plan.config.method.name]
             ),
-        },
+        }
+        | task.fold_facts(cohort, fold),
     )
-
-
-def prediction_table(
-    part: str, fold: int, bags: BagSet, predictions: Predictions, classes: tuple[str, ...], threshold: float | None
-) -> pd.DataFrame:
-    """Predictions as ``part, fold, slide_id, case_id, y_true, y_pred, threshold, prob_<class>...``."""
-    said = predict_classes(predictions.probabilities, threshold)
-    table = {
-        "part": part,
-        "fold": fold,
-        "slide_id": [row.slide_id for row in bags.rows],
-        "case_id": [row.case_id for row in bags.rows],
-        "y_true": [classes[index] for index in predictions.y_true],
-        "y_pred": [classes[index] for index in said],
-        "threshold": threshold,
-    }
-    probabilities = {f"prob_{name}": predictions.probabilities[:, index] for index, name in enumerate(classes)}
-    return pd.DataFrame(table | probabilities)

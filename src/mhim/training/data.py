@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ SAME_MPP = 0.02
 
 @dataclass(frozen=True)
 class LabelledBag:
-    """One slide for the trainer: its features (N, D) as stored, and its class index."""
+    """One slide for the trainer: its features (N, D) as stored, and its class index () int64.
+
+    For survival it is a case: the instances of all its slides, and (2,) int64 with its bin of time and its event.
+    """
 
     slide_id: str
     case_id: str
@@ -90,6 +93,62 @@ class BagSet:
     def __iter__(self) -> Iterator[LabelledBag]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages call each bag."""
+        return tuple(row.slide_id for row in self.rows)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The owner of each bag."""
+        return tuple(row.case_id for row in self.rows)
+
+    @property
+    def cohort(self) -> Cohort:
+        """The table that the bags' labels come from."""
+        return self._store.cohort
+
+    @property
+    def n_slides(self) -> int:
+        """Slides behind the bags."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class CaseBags(BagSet):
+    """Some cases of a store as one bag each: the instances of all slides of a case, in table order.
+
+    Attributes:
+        cases: (M,) the bags' cases.
+        targets: (M, 2) int64, what each bag is labelled with.
+    """
+
+    cases: tuple[str, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> LabelledBag:
+        case = self.cases[index]
+        parts = [self._store.bag(row.slide_id).features for row in self.rows_of(case)]
+        features = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return LabelledBag(case, case, features, self.targets[index])
+
+    def rows_of(self, case: str) -> tuple[SlideRow, ...]:
+        """The slides of a case."""
+        return tuple(row for row in self.rows if row.case_id == case)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages call each bag."""
+        return self.cases
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The owner of each bag: itself."""
+        return self.cases
+
 
 @dataclass(frozen=True)
 class CohortFeatures:
@@ -133,7 +192,9 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
     common = _common(store, present)
     known = {row.slide_id for row in cohort}
     unlabelled = tuple(sorted(path.stem for path in store.folder.glob("*.h5") if path.stem not in known))
-    identity = [(row.slide_id, row.case_id, row.label, content_digest(store.bag(row.slide_id))) for row in present]
+    identity = [
+        (row.slide_id, row.case_id, cohort.outcome(row), content_digest(store.bag(row.slide_id))) for row in present
+    ]
     features = CohortFeatures(
         in_dim=common[0],
         data_fingerprint=fingerprint([identity, cohort.classes]),
@@ -142,7 +203,7 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
         unlabelled=unlabelled,
         slides=tuple((slide_id, (case_id, label, digest)) for slide_id, case_id, label, digest in identity),
     )
-    return Cohort(cohort.source, present, cohort.classes), features
+    return replace(cohort, rows=present), features
 
 
 def content_digest(bag: Bag) -> str:

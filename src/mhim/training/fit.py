@@ -15,10 +15,10 @@ from torch import Tensor
 from mhim.config import Settings
 from mhim.errors import FeatureError
 from mhim.methods import Method, Step
-from mhim.metrics import Predictions, auroc
 from mhim.models import MILModel
 from mhim.training.data import BagSet
 from mhim.training.monitor import MiningMonitor
+from mhim.training.tasks import CLASSIFY, Task
 
 
 class TrainConfig(Settings):
@@ -33,8 +33,10 @@ class TrainConfig(Settings):
     standardise: bool = Field(
         default=False, description="give every feature mean 0 and deviation 1 over the fold's training instances"
     )
-    select_by: Literal["auroc", "loss"] = Field(
-        "auroc", description="validation score that picks the epoch; equal AUROCs are ranked by loss"
+    select_by: Literal["auroc", "c-index", "loss"] = Field(
+        "auroc",
+        description="validation score that picks the epoch; equal scores are ranked by loss. Survival: c-index "
+        "(its default) or loss",
     )
     choose_from: int = Field(0, ge=0, description="first epoch that validation may choose")
     watch: bool = Field(True, description="take numbers about the mining each epoch; changes nothing else")
@@ -50,24 +52,28 @@ class TrainConfig(Settings):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the history. ``terms`` are mean training losses, ``watched`` what method and monitor report."""
+    """One row of the history. ``terms`` are mean training losses, ``watched`` what method and monitor report.
+
+    ``val_score`` is the validation value of the task's ``metric``.
+    """
 
     epoch: int
     lr: float
     terms: dict[str, float]
     watched: dict[str, float | None]
     val_loss: float
-    val_auroc: float | None
+    val_score: float | None
+    metric: str = "auroc"
 
     def score(self, select_by: str) -> tuple[float, float]:
-        """What early stopping maximises; an undefined AUROC leaves the choice to the loss."""
-        area = self.val_auroc if select_by == "auroc" and self.val_auroc is not None else 0.0
-        return (area, -self.val_loss)
+        """What early stopping maximises; an undefined score leaves the choice to the loss."""
+        value = self.val_score if select_by != "loss" and self.val_score is not None else 0.0
+        return (value, -self.val_loss)
 
     def row(self) -> dict[str, Any]:
         """The epoch as one flat record."""
         losses = {f"train_{name}": value for name, value in self.terms.items()}
-        chosen = {"val_loss": self.val_loss, "val_auroc": self.val_auroc}
+        chosen = {"val_loss": self.val_loss, f"val_{self.metric}": self.val_score}
         return {"epoch": self.epoch, "lr": self.lr, **losses, **self.watched, **chosen}
 
 
@@ -97,6 +103,7 @@ def fit(
     generator: torch.Generator,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     monitor: MiningMonitor | None = None,
+    task: Task = CLASSIFY,
 ) -> FitResult:
     """Train a method, one bag a step, and keep the weights of the best validation epoch.
 
@@ -109,12 +116,14 @@ def fit(
             which is seeded from this one and restored afterwards.
         on_epoch: called after each epoch.
         monitor: watches what is masked.
+        task: what is predicted and scored; the method's objective is taken from it.
 
     Raises:
         FeatureError: a loss or a prediction that is not finite; names the slide.
     """
     device = choose_device(config.device)
     method.to(device)
+    method.objective = task.objective
     optimiser = torch.optim.Adam(method.trainable(), lr=config.lr, weight_decay=config.weight_decay)
     horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
@@ -124,14 +133,13 @@ def fit(
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
-            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor)
+            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor, task)
             schedule.step()
-            predictions, loss = predict(method.model, val)
-            history.append(Epoch(index, lr, terms, watched, loss, auroc(predictions)))
+            predictions, loss = predict(method.model, val, task)
+            history.append(Epoch(index, lr, terms, watched, loss, task.score(predictions), task.metric))
             on_epoch(history[-1])
-            if index <= config.choose_from or history[-1].score(config.select_by) > history[best].score(
-                config.select_by
-            ):
+            now, then = (history[at].score(config.select_by) for at in (-1, best))
+            if index <= config.choose_from or now > then:
                 best = index
                 state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
             if index - best >= config.patience and index + 1 >= config.min_epochs:
@@ -147,6 +155,7 @@ def train_epoch(
     epochs: int,
     generator: torch.Generator,
     monitor: MiningMonitor | None = None,
+    task: Task = CLASSIFY,
 ) -> tuple[dict[str, float], dict[str, float | None]]:
     """One pass over the bags in random order; mean loss terms and mean watched values.
 
@@ -168,7 +177,7 @@ def train_epoch(
             features = features[shuffle]
         result = method.step(features, label, step)
         if monitor is not None and result.mining is not None:
-            monitor.observe(bag.slide_id, label, result.mining, shuffle)
+            monitor.observe(bag.slide_id, task.watched_label(label), result.mining, shuffle)
         optimiser.zero_grad(set_to_none=True)
         loss = result.loss
         losses.append(loss.detach())
@@ -181,33 +190,30 @@ def train_epoch(
             watched[name] = watched.get(name, 0.0) + value
     finite = torch.isfinite(torch.stack(losses)).tolist()
     if not all(finite):
-        slide_id = train.rows[order[finite.index(False)]].slide_id
-        raise FeatureError(f"slide {slide_id}: the training loss is not finite in epoch {epoch}; lower train.lr")
+        name = train.names[order[finite.index(False)]]
+        raise FeatureError(f"{task.unit} {name}: the training loss is not finite in epoch {epoch}; lower train.lr")
     means = {name: float(value) / len(train) for name, value in terms.items()}
     seen = {} if monitor is None else monitor.finish_epoch()
     return means, {name: value / len(train) for name, value in watched.items()} | seen
 
 
 @torch.inference_mode()
-def predict(model: MILModel, bags: BagSet) -> tuple[Predictions, float]:
+def predict(model: MILModel, bags: BagSet, task: Task = CLASSIFY) -> tuple[Any, float]:
     """Predictions of the deployed aggregator in evaluation mode, and its mean loss.
 
-    ``y_pred`` is the most probable class here; a threshold is applied by whoever has one.
+    For classification ``y_pred`` is the most probable class here; a threshold is applied by whoever has one.
 
     Raises:
         FeatureError: a prediction that is not finite; names the slide.
     """
     model.eval()
     device = next(model.parameters()).device
-    probabilities: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
     losses: list[float] = []
     for bag in bags:
         output = model(bag.features)
-        probabilities.append(output.probabilities.double().cpu().numpy())
-        losses.append(float(sum(model.losses(output, bag.label.to(device)).values())))
-        if not (np.isfinite(probabilities[-1]).all() and np.isfinite(losses[-1])):
-            raise FeatureError(f"slide {bag.slide_id}: the prediction is not finite; lower train.lr")
-    stacked = np.stack(probabilities)
-    labels = np.array([int(bag.label) for bag in bags], dtype=np.int64)
-    cases = np.array([row.case_id for row in bags.rows], dtype=np.str_)
-    return Predictions(cases, labels, stacked.argmax(axis=1), stacked), float(np.mean(losses))
+        scores.append(task.objective.prediction(model, output).double().cpu().numpy())
+        losses.append(float(sum(task.objective.losses(model, output, bag.label.to(device)).values())))
+        if not (np.isfinite(scores[-1]).all() and np.isfinite(losses[-1])):
+            raise FeatureError(f"{task.unit} {bag.slide_id}: the prediction is not finite; lower train.lr")
+    return task.predictions(bags, np.stack(scores)), float(np.mean(losses))

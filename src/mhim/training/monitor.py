@@ -48,12 +48,12 @@ class MiningMonitor:
     _values: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def observe(self, slide_id: str, label: Tensor, mining: Mining, order: Tensor | None = None) -> None:
+    def observe(self, slide_id: str, label: Tensor | None, mining: Mining, order: Tensor | None = None) -> None:
         """Take the numbers of one step.
 
         Args:
             slide_id: the slide.
-            label: () int64, its class index.
+            label: () int64, its class index; None for a task without classes, which leaves out the losses.
             mining: what the method masked.
             order: (N,) the permutation in which the method saw the slide's instances, if any.
         """
@@ -65,7 +65,7 @@ class MiningMonitor:
             "attention_entropy": _entropy(mining.teacher.attention),
         }
         probabilities = mining.teacher.instance_probabilities
-        loss = None if probabilities is None else -probabilities[:, label].clamp(min=1e-12).log()
+        loss = None if probabilities is None or label is None else -probabilities[:, label].clamp(min=1e-12).log()
         if loss is not None:
             values |= {"loss_kept": _mean(loss, ~masked), "loss_masked": _mean(loss, masks.high)}
         tumour = self._truth(slide_id, masked.device)

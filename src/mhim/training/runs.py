@@ -17,20 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from mhim.artefacts import read_json, write_text
 from mhim.checkpoint import load_model
 from mhim.config import ComponentConfig, Settings, fingerprint, read_yaml, validate
-from mhim.errors import ArtefactError
+from mhim.errors import ArtefactError, ConfigError
 from mhim.methods import methods
-from mhim.metrics import Predictions
 from mhim.models import MILModel, models
 from mhim.training.fit import TrainConfig
+from mhim.training.survival_task import Survival
+from mhim.training.tasks import Task, tasks, to_predictions
+
+__all__ = ["Run", "RunConfig", "Survival", "is_whole", "open_run", "read_predictions", "to_predictions", "write_table"]
 
 ModelConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(models.parse)]
+TaskConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(tasks.parse)]
 MethodConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(methods.parse)]
 
 
@@ -41,10 +44,34 @@ class RunConfig(Settings):
     features: Path = Field(description="folder of bag files")
     splits: Path = Field(description="splits table")
     seed: int = Field(0, ge=0, description="seed of initialisation, bag order, dropout and masks")
+    task: TaskConfig = Field(
+        default_factory=lambda: tasks.parse("classification"), description="classification, or survival"
+    )
     model: ModelConfig = Field(default_factory=lambda: models.parse("abmil"), description="aggregator")
     method: MethodConfig = Field(default_factory=lambda: methods.parse("mhim-v1"), description="training method")
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}), description="optimisation")
     allow_missing: bool = Field(False, description="go on without slides that have no bag")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_selection(cls, values: Any) -> Any:
+        """A task whose epochs cannot be chosen by AUROC chooses by its own score."""
+        if not isinstance(values, dict) or "task" not in values:
+            return values
+        own, train = tasks[tasks.parse(values["task"]).name].select_by[0], values.get("train") or {}
+        if not isinstance(train, dict) or "select_by" in train or own == TrainConfig.model_fields["select_by"].default:
+            return values
+        return values | {"train": train | {"select_by": own}}
+
+    @model_validator(mode="after")
+    def _selection_fits(self) -> RunConfig:
+        allowed = tasks[self.task.name].select_by
+        if self.train.select_by not in allowed:
+            raise ConfigError(
+                f"train.select_by is {self.train.select_by}, which {self.task.name} does not have; "
+                f"give --set train.select_by={allowed[0]} (or {', '.join(allowed[1:])})"
+            )
+        return self
 
     @property
     def title(self) -> str:
@@ -65,9 +92,12 @@ class RunConfig(Settings):
 
     def _recipe(self) -> list[dict[str, Any]]:
         train = self.train.model_dump(mode="json", exclude={"device", "threads", "watch"})
-        return [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
+        recipe = [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
+        return recipe if self.task.name == "classification" else [*recipe, self.task.model_dump(mode="json")]
 
 
+FLOATS, INTEGERS = ("threshold", "time", "risk"), ("event", "time_bin", "n_slides")
+FLOAT_PREFIXES = ("prob_", "hazard_", "logit_hazard_")
 FOLD_FILES = ("model.safetensors", "history.csv", "predictions.csv", "fold.json")
 
 
@@ -98,8 +128,22 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in index order."""
+        """Names of the model's outputs in index order: classes, or hazards."""
         return tuple(self.info["classes"])
+
+    @property
+    def task(self) -> Task:
+        """What the run learned."""
+        return tasks.build(self.config.task)
+
+    def require_classes(self, what: str) -> None:
+        """Refuse a run that has no classes.
+
+        Raises:
+            ConfigError: names the run and ``what`` needs classes.
+        """
+        if self.config.task.name != "classification":
+            raise ConfigError(f"{self.path}: a {self.config.task.name} run; {what} needs a run with classes")
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -165,8 +209,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a class or a case may be called NA
     table["fold"] = table["fold"].map(int)
     for column in table.columns:
-        if column == "threshold" or column.startswith("prob_"):
+        if column in FLOATS or column.startswith(FLOAT_PREFIXES):
             table[column] = [float(text or "nan") for text in table[column]]  # exact, whatever pandas' own parser does
+        elif column in INTEGERS:
+            table[column] = table[column].map(int)
     return table
 
 
@@ -175,13 +221,3 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     buffer = io.StringIO()
     table.to_csv(buffer, index=False)
     write_text(path, buffer.getvalue())
-
-
-def to_predictions(table: pd.DataFrame, classes: tuple[str, ...]) -> Predictions:
-    """A predictions table as arrays."""
-    return Predictions(
-        case_id=table["case_id"].to_numpy(dtype=np.str_),
-        y_true=np.array([classes.index(name) for name in table["y_true"]], dtype=np.int64),
-        y_pred=np.array([classes.index(name) for name in table["y_pred"]], dtype=np.int64),
-        probabilities=table[[f"prob_{name}" for name in classes]].to_numpy(dtype=np.float64),
-    )
