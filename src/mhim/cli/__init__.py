@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from mhim.cli import ablation, demo, exports, info, learning, models, presets, results, slides, synthetic, tables
+from mhim.cli import (
+    ablation,
+    comparison,
+    demo,
+    exports,
+    figures,
+    info,
+    learning,
+    models,
+    presets,
+    results,
+    slides,
+    synthetic,
+    tables,
+)
 from mhim.cli.shared import version_option
 
 app = typer.Typer(
@@ -19,7 +33,22 @@ app = typer.Typer(
     "[bold]evaluate[/] -> [bold]heatmap[/] -> [bold]report[/]",
 )
 app.callback()(version_option)
-for module in (demo, slides, tables, models, presets, learning, ablation, results, exports, info, synthetic):
+VERBS = (
+    demo,
+    slides,
+    tables,
+    models,
+    presets,
+    learning,
+    ablation,
+    comparison,
+    results,
+    exports,
+    figures,
+    info,
+    synthetic,
+)
+for module in VERBS:
     module.add_to(app)
 
 

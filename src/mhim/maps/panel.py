@@ -17,6 +17,7 @@ from mhim.maps.scale import Scale
 INK, SOFT = (24, 24, 28), (96, 96, 104)
 MARGIN_PX, LEADING = 16, 1.35
 LEAST_WIDTH_PX = 420
+SHEET_COLUMNS, SHEET_CELL_PX, SHEET_LINE_PX = 6, 150, 15
 NAMES: dict[MapKind, str] = {
     "attention": "Attention",
     "probability": "Tile probability",
@@ -73,6 +74,36 @@ def panel(
         row.paste(image, (left, 0))
         left += image.width + MARGIN_PX
     return _stack([_caption_image(caption, row.width), row])
+
+
+def sheet(
+    caption: Caption, rows: Sequence[tuple[str, Sequence[tuple[str, Rgb | None]]]], columns: int = SHEET_COLUMNS
+) -> Image.Image:
+    """A contact sheet: groups of pictures at their own size, each with a line of words below.
+
+    Args:
+        caption: words above everything.
+        rows: per group its heading and its pictures with words; None stands for a picture that is missing.
+        columns: pictures in a line.
+    """
+    side = max([picture.shape[1] for _, group in rows for _, picture in group if picture is not None] or [1])
+    cell = max(side, SHEET_CELL_PX)
+    parts = []
+    for heading, group in rows:
+        parts.append(_text_line(heading, cell * columns, 15, INK, bold=True))
+        for start in range(0, len(group), columns):
+            line = Image.new("RGB", ((cell + 6) * columns, side + 4 + 2 * SHEET_LINE_PX), "white")
+            draw = ImageDraw.Draw(line)
+            for number, (words, picture) in enumerate(group[start : start + columns]):
+                left = number * (cell + 6)
+                if picture is not None:
+                    line.paste(Image.fromarray(picture), (left, 0))
+                else:
+                    draw.rectangle((left, 0, left + side - 1, side - 1), outline=SOFT)
+                for row, text in enumerate(_wrap(words, _font(11), cell)[:2]):
+                    draw.text((left, side + 4 + row * SHEET_LINE_PX), text, font=_font(11), fill=INK)
+            parts.append(line)
+    return _stack([_caption_image(caption, (cell + 6) * columns), *parts])
 
 
 def bar_image(scale: Scale, unit: str, width_px: int) -> Image.Image:

@@ -1,0 +1,93 @@
+"""Verbs that make pictures for people: figure, sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mhim.batch import console
+from mhim.cli.results import RunPaths, WithBaseline, open_runs
+from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, load_plugins
+
+Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
+Features = Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs of this module to the program."""
+    app.command(
+        epilog=examples(
+            "mhim figure runs/mhim --with-baseline --slide slide-1 -o figure.pdf",
+            "mhim figure runs/abmil runs/mhim --slide slide-1 -o figure.png --dpi 200 --map attention",
+        )
+    )(figure)
+    app.command(
+        epilog=examples(
+            "mhim sheet runs/mhim -o sheets",
+            "mhim sheet runs/mhim --with-baseline -o sheets --slides slide-1,slide-2 --tiles 18 --per-slide 18",
+        )
+    )(sheet)
+
+
+def figure(
+    runs: RunPaths,
+    slide: Annotated[str, typer.Option(help="Slide to draw.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png, .pdf or .svg.")],
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="attention, probability or contribution. Repeatable. Default: all."),
+    ] = None,
+    dpi: Annotated[int, typer.Option(min=50, max=1200, help="Resolution of the pictures on paper.")] = 300,
+    side_px: Annotated[int, typer.Option(min=128, max=8192, help="Longer side of the slide, pixels.")] = 1024,
+    cohort: Cohort = None,
+    features: Features = None,
+    with_baseline: WithBaseline = False,
+    plugin: Plugin = None,
+) -> None:
+    """Draw one slide for print: attention, tile probability and contribution, one row a run, raw colour bars."""
+    from mhim.config import validate
+    from mhim.maps import MapConfig, Study
+    from mhim.maps.figure import write_figure
+
+    load_plugins(plugin)
+    values = {"cohort": cohort, "features": features, "maps": maps or None, "max_side_px": side_px}
+    config = validate(MapConfig, {key: value for key, value in values.items() if value is not None}, "figure")
+    study = Study.of(open_runs(runs, with_baseline), config)
+    drawn = write_figure(out, study, study.chosen(config, [slide])[0], config, dpi)
+    for notice in drawn.notices:
+        console.print(f"note: {notice}", highlight=False, markup=False)
+    console.print(f"wrote {out}", highlight=False)
+
+
+def sheet(
+    runs: RunPaths,
+    out: OutputDir,
+    slides: Annotated[str | None, typer.Option(help="Slides, separated by commas. Default: every tested one.")] = None,
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles at each end.")] = 12,
+    per_slide: Annotated[int, typer.Option(min=1, help="At most so many tiles of one slide at each end.")] = 3,
+    cohort: Cohort = None,
+    features: Features = None,
+    with_baseline: WithBaseline = False,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write contact sheets: the tiles most and least probable of each class, as the encoder saw them."""
+    from mhim.config import validate
+    from mhim.maps import MapConfig, Study
+    from mhim.maps.sheets import write_sheets
+
+    load_plugins(plugin)
+    values = {"cohort": cohort, "features": features}
+    given = {key: value for key, value in values.items() if value is not None} | {"max_slides": None}
+    config = validate(MapConfig, given, "sheet")
+    study = Study.of(open_runs(runs, with_baseline), config)
+    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    chosen = study.chosen(config, named)
+    if dry_run:
+        what = f"{len(study.runs) * len(study.classes)} sheets of tiles from {len(chosen)} slides"
+        console.print(f"would write {what} into {out}", highlight=False)
+        return
+    for path, count in write_sheets(study, out, chosen, tiles, per_slide).items():
+        console.print(f"wrote {path} ({count} tiles)", highlight=False)
