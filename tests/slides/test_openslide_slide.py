@@ -65,10 +65,10 @@ def test_outside_is_white(board):
 
 
 def test_metadata_wins_over_a_given_mpp(board):
-    """A given mpp is a fallback; what was used and where it came from is recorded."""
+    """An mpp for the whole run is a fallback; what was used and where it came from is recorded."""
     with open_slide(board, mpp0=0.9) as slide:
         assert slide.mpp0 == pytest.approx(0.25, rel=1e-4)
-        assert slide.mpp0_source == "metadata"
+        assert slide.mpp0_source == "tiff_resolution"
 
 
 def test_missing_mpp(tmp_path):
@@ -137,12 +137,13 @@ def test_dicom_folder_is_one_slide(shared):
     with open_slide(folder) as dicom, open_slide(folder.parent / "CMU-1-Small-Region.svs") as svs:
         assert dicom.slide_id == "CMU-1-Small-Region-dicom"
         assert dicom.size_px0 == svs.size_px0
-        difference = dicom.read((900, 900), (128, 128), 1.0).astype(int) - svs.read((900, 900), (128, 128), 1.0)
-        assert np.abs(difference).mean() < 3
+        ours, theirs = (slide.read((900, 900), (128, 128), 1.0, "parity").astype(int) for slide in (svs, dicom))
+        assert np.abs(ours - theirs).mean() < 5
 
 
 def test_openslide_not_installed(board, monkeypatch):
     """Without the extra the error is one line with the command that installs it."""
-    monkeypatch.setitem(sys.modules, "mhim.slides.openslide", None)
+    monkeypatch.setitem(sys.modules, "mhim.slides.choose", None)
+    monkeypatch.delattr("mhim.slides.choose", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'mhim\[slides\]'"):
         open_slide(board)

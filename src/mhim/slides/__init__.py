@@ -9,10 +9,12 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mhim.errors import ConfigError
+from mhim.errors import ConfigError, SlideError
 from mhim.slides.resample import Mode
 
-__all__ = ["Mode", "Slide", "open_slide"]
+__all__ = ["READERS", "Mode", "Slide", "open_slide"]
+
+READERS = ("auto", "openslide", "tiff", "image")
 
 
 class Slide(Protocol):
@@ -22,8 +24,9 @@ class Slide(Protocol):
         slide_id: the slide's name.
         size_px0: (width, height) in level-0 pixels.
         mpp0: micrometres per level-0 pixel.
-        mpp0_source: where ``mpp0`` came from: "metadata", "cohort", "option".
+        mpp0_source: where ``mpp0`` came from: "metadata", "tiff_resolution", "objective_power", "cohort", "option".
         reader, reader_version: what decodes the pixels.
+        notes: what a user should know about how this slide is read, a line each.
     """
 
     slide_id: str
@@ -32,6 +35,7 @@ class Slide(Protocol):
     mpp0_source: str
     reader: str
     reader_version: str
+    notes: tuple[str, ...]
 
     def read(
         self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode = "fast"
@@ -83,22 +87,40 @@ class Slide(Protocol):
 
 
 def open_slide(
-    path: Path, slide_id: str | None = None, mpp0: float | None = None, mpp0_source: str = "option"
+    path: Path,
+    slide_id: str | None = None,
+    mpp0: float | None = None,
+    mpp0_source: str = "option",
+    reader: str = "auto",
+    force_scale: bool = False,
 ) -> Slide:
     """The slide in a file.
 
     Args:
-        path: any format that OpenSlide reads, or a folder that holds the DICOM files of one slide.
+        path: any format that OpenSlide reads, a tiled TIFF, a folder that holds the DICOM files of one slide, or a
+            plain picture.
         slide_id: its name; by default the file name without suffix.
-        mpp0: micrometres per level-0 pixel, used only when the file does not say.
-        mpp0_source: what to record as the source of ``mpp0``.
+        mpp0: micrometres per level-0 pixel, for a file that does not say; see ``mhim.slides.scale.resolve_scale``.
+        mpp0_source: where ``mpp0`` comes from: "cohort" and "option", or what a grid recorded.
+        reader: one of ``READERS``; ``auto`` chooses by content, and takes the direct TIFF reader only where a few
+            tiles come out as OpenSlide reads them.
+        force_scale: ``mpp0`` is right, whatever the file says.
 
     Raises:
-        SlideError: missing or unreadable file, or no mpp anywhere.
-        ConfigError: OpenSlide is not installed.
+        SlideError: missing or unreadable file, no mpp anywhere, or one that contradicts the metadata.
+        ConfigError: unknown reader, or the reading libraries are not installed.
     """
+    if reader not in READERS:
+        raise ConfigError(f"unknown reader '{reader}'; known: {', '.join(READERS)}")
+    if not path.exists():
+        raise SlideError(f"{path}: no such slide file")
     try:
-        from mhim.slides.openslide import OpenSlideSlide
+        from mhim.slides import choose
     except ModuleNotFoundError as error:
         raise ConfigError(f"slides cannot be read ({error}); pip install 'mhim[slides]'") from None
-    return OpenSlideSlide(path, slide_id, mpp0, mpp0_source)
+    if reader == "openslide":
+        return choose.OpenSlideSlide(path, slide_id, mpp0, mpp0_source, force_scale)
+    if reader == "image":
+        return choose.PictureSlide(path, slide_id, mpp0, mpp0_source, force_scale)
+    open_file = choose.open_tiff if reader == "tiff" else choose.open_by_content
+    return open_file(path, slide_id, mpp0, mpp0_source, force_scale)

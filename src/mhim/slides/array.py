@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mhim.errors import SlideError
 from mhim.slides.base import SlideBase
-from mhim.slides.resample import WHITE, Mode, Source, source_side_px
+from mhim.slides.resample import WHITE, Mode, Source, scale_between, source_side_px
 
 
 class ArraySlide(SlideBase):
@@ -42,11 +42,11 @@ class ArraySlide(SlideBase):
 
     def source_scale(self, mpp: float, mode: Mode) -> float:
         """Level-0 pixels per pixel at ``mpp``."""
-        return mpp / self.mpp0
+        return scale_between(self.mpp0, mpp)
 
     def source(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode) -> Source:
         """The level-0 pixels under a region; white outside the array."""
-        scale = mpp / self.mpp0
+        scale = self.source_scale(mpp, mode)
         (x, y), (width, height) = xy_px0, self.size_px0
         columns, rows = (source_side_px(side, scale) for side in size_px)
         left, top = max(x, 0), max(y, 0)

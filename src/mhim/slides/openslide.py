@@ -1,8 +1,9 @@
-"""Slides that OpenSlide reads: SVS, NDPI, MRXS, SCN, BIF, DICOM, tiled TIFF and more."""
+"""Slides that OpenSlide reads: SVS, NDPI, MRXS, SCN, BIF, CZI, DICOM, tiled TIFF and more."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from PIL import Image
 from mhim.cohort import slide_name
 from mhim.errors import SlideError
 from mhim.slides.base import SlideBase
-from mhim.slides.resample import WHITE, Mode, Source, best_level, source_side_px
+from mhim.slides.resample import WHITE, Mode, Source, best_level, scale_between, source_side_px
+from mhim.slides.scale import FileScale, resolve_scale
 
-MPP_TOLERANCE = 0.01
+GENERIC_TIFF = "generic-tiff"
 
 
 class OpenSlideSlide(SlideBase):
-    """A slide file read by OpenSlide; the scale in its metadata wins over a given one.
+    """A slide file read by OpenSlide.
 
     The file is opened again once when a read fails, since an OpenSlide object stays broken after an
     error. Pickling keeps the path and opens the file again on the other side.
@@ -28,8 +30,9 @@ class OpenSlideSlide(SlideBase):
     Args:
         path: slide file, or a folder that holds the DICOM files of one slide.
         slide_id: its name; by default the file name without suffix.
-        mpp0: micrometres per level-0 pixel, used only when the file does not say.
-        mpp0_source: what to record as the source of ``mpp0``.
+        mpp0: micrometres per level-0 pixel, or None.
+        mpp0_source: where ``mpp0`` comes from.
+        force_scale: see ``mhim.slides.scale.resolve_scale``.
 
     Raises:
         SlideError: missing or unreadable file, no mpp anywhere, or pixels that are not square.
@@ -38,30 +41,32 @@ class OpenSlideSlide(SlideBase):
     reader = "openslide"
 
     def __init__(
-        self, path: Path, slide_id: str | None = None, mpp0: float | None = None, mpp0_source: str = "option"
+        self,
+        path: Path,
+        slide_id: str | None = None,
+        mpp0: float | None = None,
+        mpp0_source: str = "option",
+        force_scale: bool = False,
     ) -> None:
         self.path = path
         self.slide_id = slide_id or slide_name(path)
         self.reader_version = openslide.__library_version__
-        self._given = (path, slide_id, mpp0, mpp0_source)
-        self._file = _open(path)
+        self._given = (path, slide_id, mpp0, mpp0_source, force_scale)
+        self._file = open_file(path)
         self._reopening = threading.Lock()
-        found = _metadata_mpp(path, self._file)
-        mpp = found or mpp0
-        if mpp is None:
+        try:
+            scale = resolve_scale(path, file_scale(self._file), mpp0, mpp0_source, force_scale)
+        except SlideError:
             self.close()
-            raise SlideError(f"{path}: no mpp in its metadata; give --mpp or fill the column 'mpp' of the cohort")
-        if not mpp > 0:
-            self.close()
-            raise SlideError(f"{path}: the given mpp is {mpp:g}, expected a positive number")
-        self.mpp0 = float(mpp)
-        self.mpp0_source = "metadata" if found else mpp0_source
+            raise
+        self.mpp0, self.mpp0_source = scale.mpp, scale.source
+        self.notes = (scale.note,) if scale.note else ()
         self.size_px0: tuple[int, int] = self._file.dimensions
         self.downsamples: tuple[float, ...] = self._file.level_downsamples
 
     def source_scale(self, mpp: float, mode: Mode) -> float:
         """Pixels of the level that is read per pixel at ``mpp``."""
-        return mpp / (self.mpp0 * self.downsamples[self._level(mpp)])
+        return scale_between(self.mpp0 * self.downsamples[self._level(mpp)], mpp)
 
     def source(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode) -> Source:
         """The pixels under a region, from the coarsest level that is fine enough; white outside the slide.
@@ -96,7 +101,7 @@ class OpenSlideSlide(SlideBase):
         """The file opened again, once for all threads that met the broken handle (which others may still hold)."""
         with self._reopening:
             if self._file is broken:
-                self._file = _open(self.path)
+                self._file = open_file(self.path)
             return self._file
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,7 +139,12 @@ def _series(path: Path) -> str | None:
         return None
 
 
-def _open(path: Path) -> openslide.OpenSlide:
+def open_file(path: Path) -> openslide.OpenSlide:
+    """The file, or the first of the DICOM files of a folder, opened by OpenSlide.
+
+    Raises:
+        SlideError: missing, or not readable by OpenSlide.
+    """
     if not path.exists():
         raise SlideError(f"{path}: no such slide file")
     members = dicom_files(path) if path.is_dir() else [path]
@@ -148,13 +158,28 @@ def _open(path: Path) -> openslide.OpenSlide:
         raise SlideError(f"{path}: cannot be opened: {error}") from None
 
 
-def _metadata_mpp(path: Path, file: openslide.OpenSlide) -> float | None:
-    texts = [file.properties.get(openslide.PROPERTY_NAME_MPP_X), file.properties.get(openslide.PROPERTY_NAME_MPP_Y)]
-    values = [float(text) for text in texts if text is not None]
-    if len(values) < 2 or not min(values) > 0:
+def file_scale(file: openslide.OpenSlide) -> FileScale:
+    """What a file says about its scale; OpenSlide's mpp of a generic TIFF comes from the resolution tags."""
+    properties = file.properties
+    mpp = _pair(properties, openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+    if properties.get(openslide.PROPERTY_NAME_VENDOR) == GENERIC_TIFF:
+        return FileScale(None, mpp, power)
+    pixels_per_unit = _pair(properties, "tiff.XResolution", "tiff.YResolution")
+    um_per_unit = {"inch": 25400.0, "centimeter": 10000.0}.get(properties.get("tiff.ResolutionUnit", ""))
+    resolution = None
+    if pixels_per_unit is not None and um_per_unit is not None and min(pixels_per_unit) > 0:
+        resolution = (um_per_unit / pixels_per_unit[0], um_per_unit / pixels_per_unit[1])
+    return FileScale(mpp, resolution, power)
+
+
+def _pair(properties: Mapping[str, str], x: str, y: str) -> tuple[float, float] | None:
+    first, second = _number(properties.get(x)), _number(properties.get(y))
+    return None if first is None or second is None else (first, second)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
         return None
-    if max(values) > min(values) * (1 + MPP_TOLERANCE):
-        raise SlideError(
-            f"{path}: its pixels are not square (mpp x {values[0]:g}, y {values[1]:g}); resample the slide"
-        )
-    return sum(values) / 2

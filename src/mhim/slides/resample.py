@@ -23,6 +23,7 @@ TRANSFORMS: dict[Mode, str] = {
 
 LEVEL_TOLERANCE = 0.01
 SHIFT_TOLERANCE_PX = 0.02
+SAME_SCALE = 1e-6
 WHITE = (255, 255, 255)
 
 
@@ -53,6 +54,12 @@ def best_level(level_mpps: Sequence[float], mpp: float) -> int:
     """
     fine_enough = [index for index, value in enumerate(level_mpps) if value <= mpp * (1 + LEVEL_TOLERANCE)]
     return max(fine_enough, key=lambda index: level_mpps[index]) if fine_enough else int(np.argmin(level_mpps))
+
+
+def scale_between(level_mpp: float, mpp: float) -> float:
+    """Pixels of a level per pixel at ``mpp``; exactly 1 where they differ by no more than rounding."""
+    scale = mpp / level_mpp
+    return 1.0 if abs(scale - 1) < SAME_SCALE else scale
 
 
 def source_side_px(size_px: int, scale: float, shift_px: float = 0.0) -> int:
@@ -107,10 +114,19 @@ def _interpolate_into(source: Source, out: NDArray[np.uint8]) -> None:
     import cv2
 
     (x, y), scale = source.shift_px, source.scale
+    height, width = out.shape[:2]
+    if scale == 1:  # a mere shift: the mean of neighbours, one axis after the other
+        pixels = source.pixels
+        if x:
+            pixels = cv2.addWeighted(pixels[:, :width], 1 - x, pixels[:, 1 : width + 1], x, 0)
+        if y:
+            pixels = cv2.addWeighted(pixels[:height], 1 - y, pixels[1 : height + 1], y, 0)
+        out[...] = pixels[:height, :width]
+        return
     half = 0.5 * scale - 0.5
     place = np.array([[scale, 0, x + half], [0, scale, y + half]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cv2.warpAffine(source.pixels, place, out.shape[1::-1], out, flags, cv2.BORDER_REPLICATE)
+    cv2.warpAffine(source.pixels, place, (width, height), out, flags, cv2.BORDER_REPLICATE)
 
 
 def thumbnail_plan(size_px0: tuple[int, int], mpp0: float, max_side_px: int) -> tuple[tuple[int, int], float]:
