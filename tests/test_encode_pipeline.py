@@ -208,6 +208,27 @@ def test_an_encoder_that_fails_on_one_slide_does_not_take_the_others_with_it(
         same_bag(load_bag(shelf.folder / "out" / f"{slide_id}.h5"), expected, corners[slide_id])
 
 
+def test_an_encoder_may_use_its_output_again(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that always answers in the same memory does not mix batches up."""
+    corners = shelf.add("a", 600)
+    encode, memory = MeanColour.encode, np.zeros((16, 6), dtype=np.float32)
+
+    def same_memory(self: MeanColour, tiles: Any) -> Any:
+        memory[:] = encode(self, tiles)
+        return memory
+
+    monkeypatch.setattr(MeanColour, "encode", same_memory)
+    encode_grids(shelf.folder / "tiles", shelf.folder / "out", mean_colour(batch_size=16), 2)
+    same_bag(load_bag(shelf.folder / "out" / "a.h5"), shelf.expected("a", corners), corners)
+
+
+def test_an_encoder_of_another_width_is_named(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.add("a", 10)
+    monkeypatch.setattr(MeanColour, "dim", 5)
+    failed = encode_grids(shelf.folder / "tiles", shelf.folder / "out", mean_colour(), 0).failed
+    assert failed["a"] == "mean-colour: gave features of shape (64, 6), expected (64, 5)"
+
+
 def test_a_full_disk_stops_the_run_and_keeps_what_is_whole(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = fill(shelf)
     write_at, written = partial_bag.write_at, []

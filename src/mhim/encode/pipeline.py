@@ -4,9 +4,9 @@
 
     opener thread -> slides -> feeder -> reading threads -> batches -> this thread: encoder -> writer thread
 
-Two slides wait open, a fixed number of batch buffers goes round, and a few chunks wait for the disk; whoever is
-slowest holds up the others there. The encoder always sees full batches, filled up with black tiles at the end, so
-that what is computed for a tile does not depend on how many others there are.
+Two slides wait open, a fixed number of batch buffers goes round, and a few batches of features wait for the disk;
+whoever is slowest holds up the others there. The encoder always sees full batches, filled up with black tiles at the
+end, so that what is computed for a tile does not depend on how many others there are.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from mhim.encode.config import EncodeConfig
 from mhim.encode.jobs import EncodeJob, SlideEnd
 from mhim.encode.work import SlideWork, open_work
 from mhim.encoders import Encoder
-from mhim.errors import MhimError
-from mhim.partial_bag import Chunk
+from mhim.errors import FeatureError, MhimError
 
 T = TypeVar("T")
 SLIDES_AHEAD = 2
-CHUNKS_AHEAD = 4
+BATCHES_AHEAD = 4
+Rows = tuple[SlideWork, NDArray[np.int64], NDArray[np.float32]]
+"""Features (k, D) of some rows of a slide."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -124,18 +125,15 @@ class Pipeline:
         parts = [part for part in batch.parts if part.work.error is None]
         if parts:
             features = self._features(batch, parts)
-            for part in parts:
-                if part.work.error is None:
-                    for chunk in part.work.collect(part.rows, features[part.places]):
-                        writer.write(part.work, chunk)
+            writer.put([(part.work, part.rows, features[part.places]) for part in parts], batch.ends)
             self._on_tiles(batch.count)
-        for work in batch.ends:
-            writer.end(work)
+        else:
+            writer.put([], batch.ends)
 
     def _features(self, batch: Batch, parts: list[Part]) -> NDArray[np.float32]:
         """Features (B, D) of a batch. Where the encoder fails, it is found out which slides it fails on."""
         try:
-            return self.encoder.encode(batch.tiles)
+            return self._encoded(batch.tiles)
         except Exception as error:  # noqa: BLE001  (reported as the failure of the slides that it happens on)
             if len({id(part.work) for part in parts}) == 1:
                 parts[0].work.fail(error)
@@ -145,9 +143,17 @@ class Pipeline:
             tiles = np.zeros_like(batch.tiles)
             tiles[part.places] = batch.tiles[part.places]
             try:
-                features[part.places] = self.encoder.encode(tiles)[part.places]
+                features[part.places] = self._encoded(tiles)[part.places]
             except Exception as error:  # noqa: BLE001
                 part.work.fail(error)
+        return features
+
+    def _encoded(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (B, D), in memory that the encoder does not use again."""
+        features = np.array(self.encoder.encode(tiles), dtype=np.float32)
+        if features.shape != (len(tiles), self.encoder.dim):
+            expected = f"({len(tiles)}, {self.encoder.dim})"
+            raise FeatureError(f"{self.encoder.name}: gave features of shape {features.shape}, expected {expected}")
         return features
 
     def _end(self, work: SlideWork) -> None:
@@ -156,7 +162,7 @@ class Pipeline:
 
 
 class Writer:
-    """A thread that writes chunks and finishes bags, in the order in which it is asked to.
+    """A thread that gathers features into chunks, writes them, and finishes bags, in the order in which they come.
 
     Attributes:
         fatal: an error after which nothing more can be written, of any slide.
@@ -165,17 +171,13 @@ class Writer:
     def __init__(self, end: Callable[[SlideWork], None]) -> None:
         self.fatal: BaseException | None = None
         self._end = end
-        self._tasks: queue.Queue[tuple[SlideWork, Chunk | None] | None] = queue.Queue(CHUNKS_AHEAD)
+        self._tasks: queue.Queue[tuple[list[Rows], list[SlideWork]] | None] = queue.Queue(BATCHES_AHEAD)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def write(self, work: SlideWork, chunk: Chunk) -> None:
-        """Write a chunk; waits while too many do."""
-        self._tasks.put((work, chunk))
-
-    def end(self, work: SlideWork) -> None:
-        """Finish a slide."""
-        self._tasks.put((work, None))
+    def put(self, features: list[Rows], ends: list[SlideWork]) -> None:
+        """Take the features of a batch, and the slides that end with it; waits while too many do."""
+        self._tasks.put((features, ends))
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -185,18 +187,25 @@ class Writer:
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
-            work, chunk = task
-            try:
-                if chunk is None:
+            for work, rows, features in task[0]:
+                self._write(work, rows, features)
+            for work in task[1]:
+                try:
                     self._end(work)
-                elif work.error is None:
-                    work.bag.write(chunk)
-            except Exception as error:  # noqa: BLE001  (reported as the slide's failure, or raised where batches go)
-                work.fail(error)
-                if chunk is None:
+                except Exception as error:  # noqa: BLE001  (raised where batches are handed over)
                     self.fatal = self.fatal or error
-            if work.error is not None and is_disk_full(work.error):
-                self.fatal = self.fatal or work.error
+                if work.error is not None and is_disk_full(work.error):
+                    self.fatal = self.fatal or work.error
+
+    def _write(self, work: SlideWork, rows: NDArray[np.int64], features: NDArray[np.float32]) -> None:
+        try:
+            if work.error is None:
+                for chunk in work.collect(rows, features):
+                    work.bag.write(chunk)
+        except Exception as error:  # noqa: BLE001  (reported as the slide's failure)
+            work.fail(error)
+            if is_disk_full(error):
+                self.fatal = self.fatal or error
 
 
 class Ahead(Generic[T]):
