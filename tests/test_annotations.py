@@ -193,3 +193,12 @@ def test_real_outlines_have_their_area() -> None:
     columns, rows = int((right - left) // side) + 2, int((bottom - top) // side) + 2
     at = boxes(columns, rows, side) + np.array([left, top, left, top]) - side / 2
     assert outlines.fractions(at).sum() * side**2 == pytest.approx(exact.area, rel=2e-3)
+
+
+def test_the_tiling_takes_outlines_where_it_takes_images(tmp_path: Path) -> None:
+    from mhim.tiling import annotation_fractions
+
+    (tmp_path / "a.xml").write_text(ASAP.format(group="_0"))
+    found = annotation_fractions(tmp_path / "a.xml", (300, 200), boxes(2, 1, 10))
+    assert found.dtype == np.float32
+    assert found == pytest.approx([0.75, 0.0])

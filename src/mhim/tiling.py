@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import mhim
 import mhim.artefacts as artefacts
+from mhim.annotations import OUTLINE_SUFFIXES, read_outlines
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.cohort import SlideRow, read_slides
 from mhim.config import fingerprint
@@ -25,7 +26,7 @@ from mhim.tile_io import THUMBNAIL_SIDE_PX, save_grid
 from mhim.tile_preview import write_preview
 from mhim.tile_sheet import write_sheet
 from mhim.tiles import TileConfig, TileGrid, grid_of, plan_tiles, refuse_upsampling, tile_boxes, tile_scale
-from mhim.tissue import check_method, coverage, mask_file, read_image, segment_tissue
+from mhim.tissue import check_method, coverage, mask_file, read_image, segment_tissue, stored_downsamples
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def make_grid(
     spec = config.tiles
     refuse_upsampling(slide.mpp0, spec, slide.slide_id)
     tissue = segment_tissue(slide, config.tissue, outline)
-    downsamples: Sequence[float] = getattr(slide, "downsamples", (1.0,))
+    downsamples = stored_downsamples(slide)
     xy_px0 = plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, slide.slide_id, downsamples)
     scale = tile_scale(spec, slide.mpp0, downsamples, slide.slide_id)
     attributes = {
@@ -263,10 +264,11 @@ def make_grid(
 
 
 def annotation_fractions(path: Path, size_px0: tuple[int, int], boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Share of each box inside an annotation image.
+    """Share of each box inside an annotation.
 
     Args:
-        path: an image of the whole slide at any scale; non-zero pixels are inside.
+        path: outlines in level-0 pixels (see ``mhim.annotations``), or an image of the whole slide at any scale whose
+            non-zero pixels are inside.
         size_px0: slide (width, height) in level-0 pixels.
         boxes_px0: (N, 4) left, top, right, bottom in level-0 pixels.
 
@@ -274,8 +276,10 @@ def annotation_fractions(path: Path, size_px0: tuple[int, int], boxes_px0: NDArr
         (N,) float32 in [0, 1].
 
     Raises:
-        SlideError: missing, not an image, or not of the slide's shape.
+        SlideError: missing, not readable as outlines or as an image, or an image not of the slide's shape.
     """
+    if path.suffix.lower() in OUTLINE_SUFFIXES:
+        return read_outlines(path).fractions(boxes_px0).astype(np.float32)
     inside, px0_per_cell = read_image(path, size_px0, "annotation")
     return coverage(inside, px0_per_cell, boxes_px0).astype(np.float32)
 

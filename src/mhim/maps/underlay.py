@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mhim.annotations import OUTLINE_SUFFIXES, read_outlines
 from mhim.bag import Bag
 from mhim.cohort import SlideRow
 from mhim.errors import FeatureError, SlideError
@@ -163,9 +164,9 @@ def _annotation(
     trouble: tuple[str, ...] = ()
     if row is not None and row.annotation is not None and underlay.is_slide:
         try:
-            return _mask_file(row.annotation, underlay.size_px), ()
-        except OSError:
-            trouble = (f"no outline: the annotation {row.annotation.name} is missing or not an image",)
+            return _annotated_pixels(row.annotation, underlay), ()
+        except (OSError, SlideError):
+            trouble = (f"no outline: the annotation {row.annotation.name} is missing or cannot be read",)
     if bag.annotation_fraction is None:
         return None, trouble
     inside = underlay.look_up(lattice, lattice.raster(bag.annotation_fraction))
@@ -183,6 +184,21 @@ def _eroded(region: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:
         length = region.shape[axis]
         region = run.take(range(side, side + length), axis=axis) - run.take(range(length), axis=axis) == side
     return region
+
+
+def _annotated_pixels(path: Path, underlay: Underlay) -> NDArray[np.bool_]:
+    """(h, w) which pixels of the picture lie inside, for at least half."""
+    width, height = underlay.size_px
+    if path.suffix.lower() not in OUTLINE_SUFFIXES:
+        return _mask_file(path, underlay.size_px)
+    x, y = (
+        np.arange(side + 1, dtype=np.float64) * step
+        for side, step in zip((width, height), underlay.px0_per_px, strict=True)
+    )
+    left, top = (corner.ravel() for corner in np.meshgrid(x[:-1], y[:-1]))
+    right, bottom = (corner.ravel() for corner in np.meshgrid(x[1:], y[1:]))
+    boxes_px0 = np.stack([left, top, right, bottom], axis=1).astype(np.float64)
+    return (read_outlines(path).fractions(boxes_px0) >= INSIDE).reshape(height, width)
 
 
 def _mask_file(path: Path, size_px: tuple[int, int]) -> NDArray[np.bool_]:
