@@ -41,6 +41,20 @@ def test_equals_the_official_network(normalised):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("variant", [lite.LITE1, lite.LITE2])
+def test_larger_ones_equal_the_official_network(variant, normalised):
+    """Random weights in the official network's names: same shapes, same output; also the installed weights."""
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="a development dependency")
+    official = package.EfficientNet.from_name(f"efficientnet-lite{variant.number}").eval()
+    ours = lite.LiteNetwork(None, variant).eval()
+    stored = {lite._our_key(key): value for key, value in official.state_dict().items()}
+    ours.load_state_dict({key: stored[key] for key in ours.state_dict()})
+    expected = official.extract_features(normalised).mean(dim=(2, 3))
+    torch.testing.assert_close(ours(normalised), expected, atol=1e-5, rtol=1e-5)
+    assert package.EfficientNet.get_image_size(f"efficientnet-lite{variant.number}") == variant.side_px
+
+
+@torch.inference_mode()
 def test_folding_changes_nothing(normalised):
     """BatchNorm folded into the convolutions gives the same features, and no BatchNorm is left."""
     plain = lite.load_network(lite.weights_path())
@@ -63,8 +77,8 @@ def test_the_intermediate_encoder_stops_early():
     """Nothing beyond block 10 exists in it, and its width is twice 40 + 112."""
     encoder = encoders.build(encoders.parse("efficientnet-lite0-mid"))
     assert isinstance(encoder, lite.EfficientNetLite0Mid)
-    assert len(encoder.network.blocks) == 11
-    assert encoder.network.head is None
+    assert len(encoder.graph.module.network.blocks) == 11
+    assert encoder.graph.module.network.head is None
     assert encoder.dim == 304
 
 
@@ -97,14 +111,17 @@ def test_equals_stored_features_of_real_patches(shared):
     encoder = encoders.build(encoders.parse("efficientnet-lite0-mid"))
     assert isinstance(encoder, lite.EfficientNetLite0Mid)
     with torch.inference_mode():
-        found = encoder.features((pixels - 127) / 128).numpy()
+        found = encoder.graph.module.network((pixels - 127) / 128).numpy()
     np.testing.assert_allclose(found, expected[[int(row["patch_index"]) for row in rows]], atol=5e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite0-mid"])
 def test_bfloat16_points_the_same_way(name, tiles):
     """Half the width of the arithmetic turns features by less than the documented angle, and is recorded."""
-    full, half = (encoders.build(encoders.parse({"name": name, "precision": p})) for p in ("float32", "bfloat16"))
+    full, half = (
+        encoders.build(encoders.parse({"name": name, "precision": p, "backend": "torch"}))
+        for p in ("float32", "bfloat16")
+    )
     a, b = full.encode(tiles), half.encode(tiles)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.99

