@@ -10,7 +10,7 @@ from mhim.slides import Slide
 from mhim.tissue.clam import clam_preset, segment_clam
 from mhim.tissue.external import mask_file, read_image, read_mask
 from mhim.tissue.focus import blurred_cells
-from mhim.tissue.raster import TissueMask, coverage, lattice_coverage
+from mhim.tissue.raster import TissueMask, coverage, lattice_coverage, stored_downsamples
 from mhim.tissue.regions import Outline, place_in_ring
 from mhim.tissue.stain import TissueConfig, refuse_dark, segment_stain
 
@@ -28,6 +28,7 @@ __all__ = [
     "read_mask",
     "segment_clam",
     "segment_tissue",
+    "stored_downsamples",
 ]
 
 CLAM = "clam:"

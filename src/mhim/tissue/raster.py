@@ -56,6 +56,12 @@ class TissueMask:
         return self.outlines if self.outlines is not None else outlines_of(self.cells, self.px0_per_cell)
 
 
+def stored_downsamples(slide: Slide) -> tuple[float, ...]:
+    """Level-0 pixels per pixel of each stored level, finest first; (1,) for a slide without a pyramid."""
+    levels = getattr(slide, "levels", ())
+    return tuple(getattr(slide, "downsamples", ()) or (sum(level.downsample) / 2 for level in levels)) or (1.0,)
+
+
 def raster_size(slide: Slide, um_per_cell: float) -> tuple[int, int]:
     """(columns, rows) of square cells of ``um_per_cell`` that cover a slide."""
     px0_per_cell = um_per_cell / slide.mpp0

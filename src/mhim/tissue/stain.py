@@ -13,7 +13,7 @@ from mhim.errors import SlideError
 from mhim.slides import Slide
 from mhim.tissue.focus import blurred_cells
 from mhim.tissue.ink import Planes, components, disc, find_ink, odd
-from mhim.tissue.raster import TissueMask, raster_size
+from mhim.tissue.raster import TissueMask, raster_size, stored_downsamples
 
 DARK_LEVEL = 60
 BRIGHT_LEVEL = 180
@@ -65,16 +65,18 @@ class TissueConfig(Settings):
 def cell_size_um(slide: Slide, config: TissueConfig) -> float:
     """Side of a cell of the mask in micrometres.
 
-    By default about a thousand cells along the slide within 4 to 16 um, moved to the scale of a stored
-    level where one lies in reach, so that the level is read as it is.
+    By default about a thousand cells along the slide within 4 to 16 um, moved to the coarsest scale in
+    reach that a stored level has, whole or at a half, quarter or eighth: it is read without resampling.
     """
     length_um = slide.mpp0 * max(slide.size_px0)
     coarsest = max(slide.mpp0, length_um / config.max_side_px)
     if config.mpp is not None:
         return max(config.mpp, coarsest)
     wanted = max(coarsest, min(max(length_um / CELLS_WANTED, FINEST_UM), COARSEST_UM))
-    downsamples = getattr(slide, "downsamples", ())
-    stored = [slide.mpp0 * downsample for downsample in downsamples]
+    downsamples = stored_downsamples(slide)
+    stored = [slide.mpp0 * downsample * part for downsample in downsamples for part in (1, 2, 4, 8)]
+    if len(downsamples) == 1:
+        return wanted
     reach = [um for um in stored if wanted <= um <= COARSEST_UM * 1.05 and length_um / um >= CELLS_ENOUGH]
     return max(reach, default=wanted)
 
