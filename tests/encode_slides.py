@@ -87,7 +87,7 @@ class Shelf:
         tiles = np.stack([pixels[y : y + side_px, x : x + side_px] for x, y in xy_px0.tolist()])
         return np.concatenate([tiles.mean(axis=(1, 2)), tiles[:, 3, 5]], axis=1).astype(np.float32)
 
-    def open(self, path: Path, slide_id: str, *_: object) -> ArraySlide:
+    def open(self, path: Path, slide_id: str, *_: object, **__: object) -> ArraySlide:
         """In place of ``mhim.slides.open_slide``."""
         if slide_id not in self.pixels:
             raise SlideError(f"{path}: no such slide file")

@@ -22,14 +22,15 @@ class SlideSource:
     slide_id: str
     mpp0: float
     mpp0_source: str
+    reader: str = "auto"
 
     def open(self) -> Slide:
-        """The slide.
+        """The slide, at the scale that was settled when it was tiled.
 
         Raises:
             SlideError: missing or unreadable.
         """
-        return open_slide(self.path, self.slide_id, self.mpp0, self.mpp0_source)
+        return open_slide(self.path, self.slide_id, self.mpp0, self.mpp0_source, self.reader, force_scale=True)
 
 
 @dataclass(frozen=True)

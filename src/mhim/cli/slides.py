@@ -118,10 +118,18 @@ def encode(
     out: OutputDir,
     encoder: Annotated[str | None, typer.Option(help="Encoder name. Default: efficientnet-lite0-mid.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Tiles encoded at once. Default: 64.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: float32.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, torch, openvino or onnxruntime. Default: auto, torch in fp32.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or int8. Default: fp32, with --backend openvino bf16.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weight file of the encoder, or a folder that holds it.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the weights when they are not here.")] = False,
     resample: Annotated[
         str | None, typer.Option(help="parity (antialiased bicubic, as PIL) or fast. Default: parity.")
     ] = None,
+    reader: Annotated[str | None, typer.Option(help="auto, openslide, tiff or image. Default: auto.")] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, mps, or several: cuda:0,cuda:1. Default: auto.")
     ] = None,
@@ -149,8 +157,9 @@ def encode(
 
     load_plugins(plugin)
     part = parse_shard(shard) if shard else None
-    flags = _given(encoder=_given(name=encoder, precision=precision), batch_size=batch_size, device=device)
-    flags |= _given(resample=resample)
+    made = _given(name=encoder, backend=backend, precision=precision, weights=weights, download=download or None)
+    flags = _given(encoder=made, batch_size=batch_size, device=device)
+    flags |= _given(resample=resample, reader=reader)
     layers = [{"encoder": "efficientnet-lite0-mid"}, read_yaml(config) if config else {}, flags]
     values = merge(*map(_named_encoder, [*layers, parse_overrides(settings or ())]))
     chosen = validate(EncodeConfig, values, str(config or "mhim encode"))

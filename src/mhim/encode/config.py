@@ -23,6 +23,10 @@ class EncodeConfig(Settings):
     resample: Literal["parity", "fast"] = Field(
         default="parity", description="how tiles are brought to their scale: parity with PIL's bicubic, or fast"
     )
+    reader: Literal["auto", "openslide", "tiff", "image"] = Field(
+        default="auto",
+        description="slide reader: auto chooses by content, directly where that gives OpenSlide's pixels",
+    )
     batch_size: int = Field(default=64, ge=1, description="tiles encoded at once; does not change what is computed")
     device: str = Field(
         default="auto",
@@ -35,9 +39,9 @@ class EncodeConfig(Settings):
     max_seconds: float | None = Field(default=None, gt=0, description="longest time on one slide, by default none")
 
     def fingerprint(self, encoder: Encoder) -> str:
-        """Digest of what decides the features: encoder, its weights, resampling and storage."""
-        facts = {"encoder": self.encoder.model_dump(mode="json"), "storage": self.storage, "resample": self.resample}
-        return fingerprint({**facts, **encoder.attributes()})
+        """Digest of what decides the features: encoder, its weights, reader, resampling and storage."""
+        facts = self.model_dump(mode="json", include={"encoder", "storage", "resample", "reader"})
+        return fingerprint({**facts, "made_by": encoder.identity()})
 
 
 def build_encoder(config: EncodeConfig, device: str | None = None) -> Encoder:

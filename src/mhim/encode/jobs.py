@@ -53,6 +53,7 @@ class SlideEnd:
         reason: why it failed, one line.
         reader: what read it, with its version.
         failed_count, tile_count: tiles that could not be read, of all.
+        notes: what to know about how it was read, a line each.
     """
 
     slide_id: str
@@ -61,6 +62,7 @@ class SlideEnd:
     reader: str = ""
     failed_count: int = 0
     tile_count: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def failure(cls, slide_id: str, error: BaseException) -> SlideEnd:
@@ -96,7 +98,8 @@ class EncodeResult(BatchResult):
 
     def notes(self) -> list[str]:
         """Lines about slides that are complete but not as they should be."""
-        lines = [
+        lines = [note for end in self.ends for note in end.notes]
+        lines += [
             f"{end.slide_id}: {end.failed_count} of {end.tile_count} tiles could not be read and are left out, "
             "see mhim info"
             for end in self.ends

@@ -105,7 +105,7 @@ class SlideWork:
         if self.error is not None:
             return SlideEnd.failure(self.job.slide_id, self.error)
         count, tiles = len(self.bag.failed), len(self.bag.plan)
-        return SlideEnd(self.job.slide_id, Outcome.DONE, "", self.name, count, tiles)
+        return SlideEnd(self.job.slide_id, Outcome.DONE, "", self.name, count, tiles, tuple(self.reader.slide.notes))
 
     def close(self) -> None:
         """Let go of slide and bag; what is whole stays for the next run."""
@@ -164,6 +164,7 @@ def open_work(job: EncodeJob, config: EncodeConfig, encoder: Encoder) -> SlideWo
         grid.slide_id,
         grid.attributes["slide_mpp"],
         grid.attributes["slide_mpp_source"],
+        config.reader,
     )
     slide = source.open()
     try:
