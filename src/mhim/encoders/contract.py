@@ -78,6 +78,10 @@ class Encoder:
             "deviation": self.deviation,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the features: the attributes without ``deviation``, which is a measurement of this machine."""
+        return {key: value for key, value in self.attributes().items() if key != "deviation"}
+
 
 class EncoderRegistry(Registry[Encoder]):
     """Encoders by name; ``PREFIX:REST`` names one encoder of a family, such as ``timm:NAME`` or ``onnx:FILE``."""
