@@ -1,0 +1,136 @@
+"""What an entry costs: parameters of the deployed model, time and memory of its training, measured alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from mhim.artefacts import read_json, write_json
+from mhim.checkpoint import load_model
+from mhim.compare.plan import Planned
+from mhim.methods import methods
+from mhim.models.contract import count_parameters
+from mhim.pool import end_with_parent
+from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
+from mhim.training.crossval import RunPlan, build_model
+from mhim.training.data import BagStore
+from mhim.training.fit import choose_device, train_epoch
+
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of training one fold, and size of what is deployed.
+
+    Attributes:
+        parameters: of the deployed aggregator.
+        seconds_per_epoch: median wall time of an epoch over the training bags of fold 0, bags in memory.
+        cpu_seconds_per_epoch: median processor time of the same epochs; another program's load does not change it.
+        peak_memory_mb: on an accelerator its peak of allocated memory; else by how much the process grew from before
+            the model was built to its peak. 10^6 bytes. None where the system does not say.
+        device: what it was measured on.
+        threads: processor threads.
+    """
+
+    parameters: int
+    seconds_per_epoch: float
+    cpu_seconds_per_epoch: float
+    peak_memory_mb: float | None
+    device: str
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        """What the table says: processor time on a processor, wall time on an accelerator."""
+        return self.cpu_seconds_per_epoch if self.device == "cpu" else self.seconds_per_epoch
+
+
+def cost_of(run: Planned, file: Path, epochs: int = EPOCHS) -> Cost:
+    """The cost of an entry, from its file when that was measured for this run, else measured in its own process."""
+    if file.is_file():
+        known = read_json(file)
+        if known.get("identity") == run.plan.identity:
+            return Cost(**known["cost"])
+    cost = measure_apart(run.plan, run.baseline, epochs)
+    write_json(file, {"identity": run.plan.identity, "cost": asdict(cost)})
+    return cost
+
+
+def measure_apart(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
+    """``measure`` in a process of its own: no other entry's memory is counted."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (loaded_plugins(),)) as pool:
+        return pool.submit(measure, plan, baseline, epochs).result()
+
+
+def _prepare(plugins: tuple[Path, ...]) -> None:
+    end_with_parent()
+    load_installed_plugins()
+    for path in plugins:
+        load_plugin(path)
+
+
+def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
+    """Train fold 0 for a warm-up epoch and a few measured ones; nothing is written."""
+    config = plan.config
+    torch.set_num_threads(config.train.threads or torch.get_num_threads())
+    device = choose_device(config.train.device)
+    fold = plan.splits.folds[0]
+    train = BagStore(config.features, plan.cohort).part(fold.train)
+    for bag in train:  # read them now, so that disks are not measured
+        del bag
+    before = _reset_peak(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    start = None if baseline is None else load_model(baseline / f"fold_{fold.index}" / "model.safetensors")
+    model = build_model(plan, generator)
+    parameters = count_parameters(model)
+    method = methods.build(config.method, model, start).to(device)
+    optimiser = torch.optim.Adam(method.trainable(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    wall, processor = [], []
+    for epoch in range(epochs + 1):
+        began = time.perf_counter(), time.process_time()
+        train_epoch(method, train, optimiser, epoch, max(config.train.epochs, epochs + 1), generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        wall.append(time.perf_counter() - began[0])
+        processor.append(time.process_time() - began[1])
+    peak = _peak(device)
+    return Cost(
+        parameters=parameters,
+        seconds_per_epoch=statistics.median(wall[1:]),
+        cpu_seconds_per_epoch=statistics.median(processor[1:]),
+        peak_memory_mb=None if peak is None or before is None else (peak - before) / 1e6,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _reset_peak(device: torch.device) -> float | None:
+    """Forget the peak so far; what is in use now, in bytes (0 on an accelerator)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0.0
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> float | None:
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> float | None:
+    """A value of /proc/self/status, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
