@@ -10,6 +10,7 @@ from mhim.cli import (
     ablation,
     comparison,
     demo,
+    encoders,
     exports,
     figures,
     info,
@@ -36,6 +37,7 @@ app.callback()(version_option)
 VERBS = (
     demo,
     slides,
+    encoders,
     tables,
     models,
     presets,
