@@ -6,7 +6,7 @@ returns (B,) values, NaN where a resample leaves the metric undefined (a class i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,7 @@ RESAMPLED: dict[str, Callable[[Predictions, Weights], Values]] = {
     "brier": brier,
     "ece": ece,
 }
-RESAMPLED_SURVIVAL: dict[str, Callable[[SurvivalPredictions, Weights], Values]] = {"c_index": resampled_c_index}
+RESAMPLED_SURVIVAL: dict[str, Callable[[Any, Weights], Values]] = {"c_index": resampled_c_index}
 
 
 def _rates(positive: NDArray[np.bool_], score: Values, weights: Weights) -> tuple[Weights, Weights]:
@@ -206,8 +206,8 @@ def _ratio(numerator: Values, denominator: Values) -> Values:
 
 def resampled_mean(groups: Sequence[Predictions | SurvivalPredictions], metric: str, draws: CaseDraws) -> Values:
     """(B,) mean of a metric over groups (folds, or folds of several runs) under shared draws of cases."""
-    forms: Mapping[str, Callable[[Any, Weights], Values]] = {**RESAMPLED, **RESAMPLED_SURVIVAL}
-    values = np.array([forms[metric](group, draws.weights(group.case_id)) for group in groups])
+    form: Callable[[Any, Weights], Values] = RESAMPLED_SURVIVAL.get(metric) or RESAMPLED[metric]
+    values = np.array([form(group, draws.weights(group.case_id)) for group in groups])
     defined = np.isfinite(values)
     total = np.where(defined, values, 0).sum(axis=0)
     return _ratio(total, defined.sum(axis=0).astype(np.float64))

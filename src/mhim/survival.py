@@ -36,7 +36,7 @@ def time_bins(times: Times, events: Events, bins: int = 4) -> Times:
     """
     edges = np.quantile(times[events], np.linspace(0, 1, bins + 1)) if events.any() else np.zeros(bins + 1)
     edges[0], edges[-1] = times.min() - EDGE_MARGIN, times.max() + EDGE_MARGIN
-    if (np.diff(edges) <= 0).any():
+    if events.sum() < bins or (np.diff(edges) <= 0).any():
         raise CohortError(f"{int(events.sum())} events do not fill {bins} bins of time; use fewer bins")
     return edges
 

@@ -165,8 +165,10 @@ def training(run: Run) -> list[Figure]:
     best = [int(run.fold_info(fold)["best_epoch"]) for fold in run.folds]
     known = [
         ("train_classification", "training loss", None),
+        ("train_bag", "training loss", None),
         ("val_loss", "validation loss", None),
         ("val_auroc", "validation AUROC", (0.0, 1.0)),
+        ("val_c_index", "validation C-index", (0.0, 1.0)),
         ("train_consistency", "consistency loss", None),
         ("kept_share", "kept share of instances", (0.0, 1.0)),
         ("teacher_agreement", "agreement of teacher and student", None),

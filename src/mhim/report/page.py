@@ -25,11 +25,34 @@ from mhim.metrics import METRICS
 from mhim.report.cautions import cautions
 from mhim.report.config import ReportConfig
 from mhim.report.curves import curves, training
-from mhim.report.pictures import make_gallery
+from mhim.report.pictures import Gallery, make_gallery
+from mhim.report.survival import (
+    WORDS as SURVIVAL_WORDS,
+)
+from mhim.report.survival import (
+    case_table,
+    data_rows,
+    fold_rows,
+    result_rows,
+    survival_cautions,
+    survival_curves,
+)
 from mhim.training.runs import Run
 
 LIBRARIES = ("torch", "numpy", "scikit-learn", "pandas")
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1": "F1"}
+
+
+WORDS = {
+    "metric": "AUROC",
+    "lead": "What is learned from slide-level labels alone, tested on cases that the models never saw.",
+    "curves": "Bands are bootstrap intervals of the pooled curve. Calibration: of slides said to be positive with "
+    "probability p, a share of p should be; training does not aim at this, and no recalibration was done.",
+    "units": "Slides",
+    "filter": "only wrong ones",
+    "search": "slide, case, class",
+    "caption": "Test prediction of every slide",
+}
 
 
 @dataclass(frozen=True)
@@ -79,27 +102,71 @@ def gather(runs: Sequence[Run], out: Path, config: ReportConfig, maps: Path | No
     """Everything the page shows, by name."""
     summaries = summarise(runs, config.resamples)
     metrics = [evaluate_run(run, config.resamples) for run in runs]
-    gallery = make_gallery(runs, maps, config)
-    first = runs[0]
     header, rows = table_rows(summaries)
+    kind = _survival if runs[0].config.task.name == "survival" else _classification
     return {
-        "title": config.title or f"{' or '.join(first.classes)}: slide classification",
         "date": config.date,
         "version": mhim.__version__,
-        "headlines": [_headline(summary) for summary in summaries],
-        "cautions": cautions(runs, metrics, summaries),
         "protocol": _protocol(runs, config),
-        "data": [_data_facts(first, metrics[0]), _fold_counts(first)],
+        "headlines": [_headline(summary) for summary in summaries],
         "results": [Table("Mean over folds with 95 % intervals", header, rows)],
-        "per_fold": [_per_fold(run, said) for run, said in zip(runs, metrics, strict=True)],
-        "curves": [(run_name(run, runs), curves(run, config.resamples)) for run in runs],
         "training": [(run_name(run, runs), training(run)) for run in runs],
-        "gallery": gallery,
-        "localisation": _localisation(gallery.localisation, runs, config.resamples),
-        "predictions": _predictions(runs),
+        **kind(runs, metrics, summaries, config, maps),
         "reproduce": [_reproduce(run, runs) for run in runs],
         "report_command": _command(runs, out, maps),
         "versions": _versions(),
+    }
+
+
+def _classification(
+    runs: Sequence[Run],
+    metrics: Sequence[dict[str, Any]],
+    summaries: Sequence[Summary],
+    config: ReportConfig,
+    maps: Path | None,
+) -> dict[str, Any]:
+    """What the page shows of runs with classes."""
+    first, gallery, predictions = runs[0], make_gallery(runs, maps, config), _predictions(runs)
+    return {
+        "title": config.title or f"{' or '.join(first.classes)}: slide classification",
+        "words": WORDS | {"mark": f"A mark at the left: {predictions['judge']} is wrong."},
+        "cautions": cautions(runs, metrics, summaries),
+        "data": [_data_facts(first, metrics[0]), _fold_counts(first)],
+        "per_fold": [_per_fold(run, said) for run, said in zip(runs, metrics, strict=True)],
+        "curves": [(run_name(run, runs), curves(run, config.resamples)) for run in runs],
+        "gallery": gallery,
+        "localisation": _localisation(gallery.localisation, runs, config.resamples),
+        "predictions": predictions,
+    }
+
+
+def _survival(
+    runs: Sequence[Run],
+    metrics: Sequence[dict[str, Any]],
+    summaries: Sequence[Summary],
+    config: ReportConfig,
+    maps: Path | None,
+) -> dict[str, Any]:
+    """What the page shows of survival runs; there are no maps of them."""
+    if maps is not None:
+        runs[0].require_classes("--maps")
+    first, names = runs[0], [run_name(run, runs) for run in runs]
+    folds = fold_rows(first)
+    return {
+        "title": config.title or "Survival from slides",
+        "words": SURVIVAL_WORDS,
+        "cautions": survival_cautions(runs, metrics, summaries),
+        "data": [
+            Table("Data", ("what", "value"), data_rows(first, metrics[0])),
+            Table("Cases by fold and part", *folds),
+        ],
+        "per_fold": [
+            Table(name, *result_rows(run, said)) for name, run, said in zip(names, runs, metrics, strict=True)
+        ],
+        "curves": [(name, survival_curves(run)) for name, run in zip(names, runs, strict=True)],
+        "gallery": Gallery({}, pd.DataFrame(), ()),
+        "localisation": None,
+        "predictions": case_table(runs, names),
     }
 
 
@@ -110,9 +177,10 @@ def run_name(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _headline(summary: Summary) -> dict[str, str]:
-    area = summary.estimates["auroc"]
+    metric = "auroc" if "auroc" in summary.estimates else "c_index"
+    area = summary.estimates[metric]
     interval = "" if area.interval is None else f"{area.interval[0]:.3f} to {area.interval[1]:.3f}"
-    difference = summary.difference.get("auroc")
+    difference = summary.difference.get(metric)
     return {
         "name": summary.title,
         "value": format_estimate(Estimate(area.value, None)),
@@ -128,8 +196,9 @@ def _protocol(runs: Sequence[Run], config: ReportConfig) -> list[tuple[str, str]
     return [
         ("Compared", methods),
         ("Folds", f"{run.info['n_folds']}, split by case; every case is tested once, by a model that never saw it"),
-        ("Epoch chosen by", chosen["epoch"].replace("auroc", "AUROC")),
+        ("Epoch chosen by", chosen["epoch"].replace("auroc", "AUROC").replace("c-index", "C-index")),
         ("Threshold chosen by", chosen["threshold"]),
+        *([("Bins of time from", chosen["time bins"])] if "time bins" in chosen else []),
         ("Test part", chosen["test part"]),
         ("Headline", "mean over folds; each fold's model is scored on its own scale"),
         ("Intervals", f"95 % percentile bootstrap over cases, {config.resamples} resamples"),
@@ -240,7 +309,9 @@ def _predictions(runs: Sequence[Run]) -> dict[str, Any]:
             cells += [one.y_pred, f"{one.probabilities[index]:.4f}"]
         rows.append({"cells": cells, "wrong": last.is_wrong})
     n_wrong = sum(row["wrong"] for row in rows)
-    return {"header": header, "rows": rows, "n_wrong": n_wrong, "judge": run_name(runs[-1], runs)}
+    judge = run_name(runs[-1], runs)
+    sentence = f"{len(rows)} tested slides; {judge} is wrong on {n_wrong}."
+    return {"header": header, "rows": rows, "n_wrong": n_wrong, "judge": judge, "sentence": sentence}
 
 
 def _reproduce(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
