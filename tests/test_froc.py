@@ -98,6 +98,16 @@ def test_weights_are_repeated_slides(drawn: list[tuple[list[tuple[float, int]], 
         np.testing.assert_allclose(weighed.at(), repeated.at(), atol=1e-12)
 
 
+def test_dropping_many_false_alarms_leaves_the_rates_that_are_read() -> None:
+    rng = np.random.default_rng(0)
+    slides = [slide([(c, 0 if i == 0 else -1) for i, c in enumerate(rng.random(40))], 1) for _ in range(30)]
+    events = FrocEvents.of(slides)
+    short = events.until(10)
+    assert len(short.confidence) < len(events.confidence)
+    np.testing.assert_allclose(short.curve().at(), events.curve().at())  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(events.until(40).confidence) == len(events.confidence)
+
+
 def grid(columns: int, rows: int) -> np.ndarray:
     return np.array([(x * 10, y * 10) for y in range(rows) for x in range(columns)])
 

@@ -140,6 +140,12 @@ class FrocEvents:
         lesions = np.array([each.n_lesions for each in slides], dtype=np.int64)
         return cls(together[order], np.concatenate(is_hit)[order], np.concatenate(owner)[order], lesions)
 
+    def until(self, false_alarms: float) -> FrocEvents:
+        """Without the events beyond so many false alarms a slide, where no rate of interest lies."""
+        beyond = (~self.is_hit).cumsum() > false_alarms * len(self.lesions)
+        end = int(np.argmax(beyond)) if beyond.any() else len(beyond)
+        return FrocEvents(self.confidence[:end], self.is_hit[:end], self.slide[:end], self.lesions)
+
     def curve(self, weights: Values | None = None) -> Froc | None:
         """The curve; None without a slide or a lesion.
 

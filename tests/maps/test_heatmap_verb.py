@@ -18,7 +18,7 @@ def test_heatmap_draws_named_slides_with_the_baseline(study_run: Path, tmp_path:
     words = ["heatmap", str(study_run), "--with-baseline", "-o", str(tmp_path), "--slides", "s03, s04"]
     result = CliRunner().invoke(app, [*words, "--map", "attention"])
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["localisation.csv", "s03", "s04"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["froc.csv", "localisation.csv", "s03", "s04"]
     assert (tmp_path / "s03" / "abmil_attention.png").is_file()
     assert not (tmp_path / "s03" / "abmil_probability.png").exists()
 

@@ -8,6 +8,7 @@
     MAPS/<slide_id>/<run>_tiles.csv        raw values of every tile, level-0 pixels
     MAPS/<slide_id>/maps.json              what was drawn from what (written last)
     MAPS/localisation.csv                  scores against the annotation, where there is one
+    MAPS/froc.csv                          lesions found against false alarms a slide
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mhim.batch import BatchResult, Outcome, console, run_batch
 from mhim.errors import ArtefactError, ConfigError, FeatureError
 from mhim.maps.config import MapConfig, MapKind
 from mhim.maps.lattice import Lattice, tile_size_or_step
-from mhim.maps.localise import localisation_table, write_localisation
+from mhim.maps.localise import localise, write_localisation
 from mhim.maps.panel import NAMES, Caption, bar_image, describe_scale, limit_width, one_map, panel
 from mhim.maps.render import Rgb, draw_map, draw_outline
 from mhim.maps.scale import Scale
@@ -148,9 +149,11 @@ def draw_maps(
         return Outcome.DONE
 
     result = run_batch(study.chosen(config, slides), work, name=lambda slide_id: slide_id, label="mapping")
-    table = localisation_table(study, config.maps)
-    if not table.empty:
-        write_localisation(out / "localisation.csv", table)
+    found = localise(study, config.maps)
+    if not found.table.empty:
+        write_localisation(out / "localisation.csv", found.table)
+    if not found.froc.empty:
+        write_localisation(out / "froc.csv", found.froc)
     return result
 
 

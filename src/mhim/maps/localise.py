@@ -1,4 +1,4 @@
-"""How well maps find the annotated tiles: per-slide scores, and their mean with a case-bootstrap interval."""
+"""How well maps find the annotated tiles: per-slide scores, their mean with a case-bootstrap interval, and FROC."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mhim.bag import Bag
 from mhim.errors import FeatureError
 from mhim.evaluation import BOOTSTRAP_SEED, RESAMPLES, Estimate
 from mhim.maps.config import KINDS, MapKind
-from mhim.maps.study import Study
+from mhim.maps.lesions import FrocCollector, OperatingPoints, comparable, dice
+from mhim.maps.study import RunMaps, Study
 from mhim.maps.underlay import INSIDE
+from mhim.maps.values import TileValues
 from mhim.resampling import CaseDraws, percentile_interval
 from mhim.training.runs import write_table
 
-SCORES = ("auroc", "auprc")
-FACTS = ("run", "slide_id", "case_id", "fold", "n_tiles", "n_inside")
+SCORES = ("auroc", "auprc", "dice")
+FACTS = ("run", "slide_id", "case_id", "fold", "n_tiles", "n_inside", "n_lesions")
 
 
 def tile_scores(inside: NDArray[np.bool_], values: NDArray[np.float64]) -> dict[str, float]:
@@ -37,43 +40,78 @@ def tile_scores(inside: NDArray[np.bool_], values: NDArray[np.float64]) -> dict[
     }
 
 
-def localisation_table(study: Study, maps: Sequence[MapKind] = KINDS) -> pd.DataFrame:
-    """Scores of every tested slide that has annotated and other tiles, by every run.
+@dataclass(frozen=True)
+class LocalisedStudy:
+    """Scores against the annotations.
 
-    Slides without tile truth, or with one kind of tile, are skipped.
+    Attributes:
+        table: one row a run and slide that has annotated and other tiles: run, slide_id, case_id, fold, n_tiles,
+            n_inside, n_lesions, and per map ``<map>_auroc``, ``<map>_auprc``, ``<map>_dice``; a score is empty where
+            the model has no such map, Dice also where no validation slide of the fold is annotated.
+        froc: one row a run and map over all slides with tile truth; see ``lesions.FrocCollector``.
+    """
 
-    Returns:
-        One row a run and slide: run, slide_id, case_id, fold, n_tiles, n_inside, and per map
-        ``<map>_auroc`` and ``<map>_auprc``, empty where the model has no such map. No rows without truth.
+    table: pd.DataFrame
+    froc: pd.DataFrame
+
+
+def localise(study: Study, maps: Sequence[MapKind] = KINDS, resamples: int = RESAMPLES) -> LocalisedStudy:
+    """Score the maps of every tested slide that has tile truth, by every run; slides without are skipped.
+
+    Dice is taken at the threshold that the annotated validation slides of the slide's fold suggest.
     """
     records: list[dict[str, object]] = []
+    lesions = FrocCollector()
+    points = {source.slug: OperatingPoints(source, maps) for source in study.runs}
     for slide_id in study.slides:
         for source in study.runs:
-            if not source.bag_path(slide_id).is_file():
+            seen = _seen(source, slide_id)
+            if seen is None:
                 continue
-            try:
-                bag = source.bag(slide_id)
-                values = source.values(bag, slide_id)
-            except FeatureError:
-                if source.new_by is None:
-                    raise
-                break  # drawing the new slide says why
+            bag, values = seen
             if bag.annotation_fraction is None:
                 break
+            said = source.prediction(slide_id)
+            n_lesions = lesions.add(source.slug, said.case_id, bag, values, maps)
             inside = bag.annotation_fraction >= INSIDE
             if inside.all() or not inside.any():
-                break
-            said = source.prediction(slide_id)
-            record: dict[str, object] = dict(
-                zip(FACTS, (source.slug, slide_id, said.case_id, said.fold, len(bag), int(inside.sum())), strict=True)
-            )
+                continue
+            facts = (source.slug, slide_id, said.case_id, said.fold, len(bag), int(inside.sum()), n_lesions)
+            record: dict[str, object] = dict(zip(FACTS, facts, strict=True))
             for kind in maps:
-                of_tiles = values.of(kind)
-                scores = {} if of_tiles is None else tile_scores(inside, of_tiles)
+                scores = _map_scores(inside, values, kind, points[source.slug].of_fold(said.fold)[kind])
                 record |= {f"{kind}_{name}": scores.get(name, np.nan) for name in SCORES}
             records.append(record)
     columns = [*FACTS, *(f"{kind}_{name}" for kind in maps for name in SCORES)]
-    return pd.DataFrame(records, columns=columns)
+    return LocalisedStudy(pd.DataFrame(records, columns=columns), lesions.table(resamples))
+
+
+def localisation_table(study: Study, maps: Sequence[MapKind] = KINDS) -> pd.DataFrame:
+    """The table of :func:`localise` alone."""
+    return localise(study, maps, resamples=1).table
+
+
+def _seen(source: RunMaps, slide_id: str) -> tuple[Bag, TileValues] | None:
+    """Bag and maps of a slide, None without a bag; a new slide that cannot be drawn has none either."""
+    if not source.bag_path(slide_id).is_file():
+        return None
+    try:
+        bag = source.bag(slide_id)
+        return bag, source.values(bag, slide_id)
+    except FeatureError:
+        if source.new_by is None:
+            raise
+        return None  # drawing the new slide says why
+
+
+def _map_scores(
+    inside: NDArray[np.bool_], values: TileValues, kind: MapKind, threshold: float | None
+) -> dict[str, float]:
+    of_tiles = comparable(values, kind)
+    if of_tiles is None:
+        return {}
+    scores = tile_scores(inside, of_tiles)
+    return scores if threshold is None else scores | {"dice": dice(inside, of_tiles >= threshold)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +122,7 @@ class Localisation:
         run: slug of the run.
         kind: which map.
         n_slides: slides with both kinds of tiles.
-        estimates: score name -> mean over slides with its interval.
+        estimates: score name -> mean over slides with its interval; without Dice where no slide has one.
         difference: score name -> difference to the first run on the same draws; empty for the first run.
     """
 
@@ -119,9 +157,14 @@ def summarise_localisation(table: pd.DataFrame, resamples: int = RESAMPLES) -> l
             weights = draws.weights(scored["case_id"].to_numpy(dtype=np.str_))
             estimates, difference = {}, {}
             for name in SCORES:
+                if f"{kind}_{name}" not in scored:  # a table of an earlier version
+                    continue
                 values = scored[f"{kind}_{name}"].to_numpy(dtype=np.float64)
-                resampled = _weighted_mean(weights, values)
-                mean = float(values.mean())
+                known = np.isfinite(values)
+                if not known.any():
+                    continue
+                resampled = _weighted_mean(weights[:, known], values[known])
+                mean = float(values[known].mean())
                 estimates[name] = Estimate(mean, percentile_interval(resampled))
                 if name in first:
                     reference, other = first[name]
@@ -135,6 +178,11 @@ def summarise_localisation(table: pd.DataFrame, resamples: int = RESAMPLES) -> l
 def write_localisation(path: Path, table: pd.DataFrame) -> None:
     """Write the per-slide scores."""
     write_table(path, table)
+
+
+def read_froc(path: Path) -> pd.DataFrame:
+    """The FROC table in a file."""
+    return pd.read_csv(path, dtype={"run": str, "map": str})
 
 
 def read_localisation(path: Path) -> pd.DataFrame:
