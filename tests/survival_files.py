@@ -11,7 +11,7 @@ from mhim.bag import Bag, save_bag
 HEADER = "slide_id,case_id,time,event"
 
 
-def write_survival_cohort(folder: Path, n_cases: int = 60, dim: int = 6, seed: int = 0) -> Path:
+def write_survival_cohort(folder: Path, n_cases: int = 60, dim: int = 2, seed: int = 0) -> Path:
     """Times shrink with the share, with log-normal noise; about a third is censored; every fifth case has two slides,
     and only the second of them holds the shifted instances."""
     rng = np.random.default_rng(seed)
@@ -24,7 +24,7 @@ def write_survival_cohort(folder: Path, n_cases: int = 60, dim: int = 6, seed: i
         for number in range(slides):
             features = rng.normal(size=(20, dim)).astype(np.float32)
             if number == slides - 1:
-                features[: round(20 * share * slides), 0] += 2.5
+                features[: round(20 * share * slides), 0] += 3
             attributes = {"encoder": "test", "mpp": 0.5, "tile_size_level0": 100.0}
             slide_id = f"s{case:02d}_{number}"
             save_bag(folder / "features" / f"{slide_id}.h5", Bag(slide_id, features, attributes=attributes))
