@@ -204,7 +204,7 @@ def spec_of(tensors: Mapping[str, Tensor], side_px: int | None = None, heads: in
         patch_bias="patch.bias" in tensors,
         pool="query" if "pooler.query" in tensors else "class",
         project=_project(tensors),
-        pooler_bias="pooler.out.bias" in tensors,
+        pooler_bias="pooler.query" not in tensors or "pooler.out.bias" in tensors,
     )
 
 
