@@ -15,6 +15,7 @@ read -ra seeds <<<"${SEEDS:-2021 2022 2023}"
 read -ra models <<<"${MODELS:-max mean clam-sb clam-mb dtfd}"
 read -ra methods <<<"${METHODS:-abmil dsmil transmil}"
 ablated=${ABLATED:-abmil}
+read -ra transmil <<<"${TRANSMIL:---set model.dim=128 --set model.landmarks=32}" # the published width costs a second a step
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 data=$out/cohort here=$out/$protocol
 named=() choice=()
@@ -53,7 +54,7 @@ given() { # common options of a seed
 }
 
 table() {
-  local seed model runs=()
+  local seed model sized runs=()
   for seed in "${seeds[@]}"; do
     given "$seed"
     for model in "${models[@]}"; do
@@ -61,7 +62,9 @@ table() {
       runs+=("$here/main/${model}_$seed")
     done
     for model in "${methods[@]}"; do
-      $mhim train "${common[@]}" "${named[@]}" --preset "iccv2023/$model-camelyon16" --seed "$seed" \
+      sized=()
+      [[ $model != transmil ]] || sized=("${transmil[@]}")
+      $mhim train "${common[@]}" "${named[@]}" --preset "iccv2023/$model-camelyon16" --seed "$seed" "${sized[@]}" \
         -o "$here/main/mhim-${model}_$seed"
       runs+=("$here/main/mhim-${model}_$seed/baseline" "$here/main/mhim-${model}_$seed")
     done
@@ -69,11 +72,13 @@ table() {
   $mhim evaluate "${runs[@]}" --markdown "$here/main.md"
 }
 
-ablation() {
-  local seed
+ablation() { # ABLATED is one aggregator
+  local seed sized
   for seed in "${seeds[@]}"; do
     given "$seed"
-    $mhim ablate "${common[@]}" "${named[@]}" --models "$ablated" --seeds "$seed" --like camelyon16 -o "$here/ablation_$seed"
+    sized=()
+    [[ $ablated != transmil ]] || sized=("${transmil[@]}")
+    $mhim ablate "${common[@]}" "${sized[@]}" "${named[@]}" --models "$ablated" --seeds "$seed" --like camelyon16 -o "$here/ablation_$seed"
   done
 }
 

@@ -56,7 +56,8 @@ def write_pool(path: Path, groups: int = 8) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> CamelyonConfig:
     meta, pool = write_meta(tmp_path / "meta"), write_pool(tmp_path / "pool.npz")
-    return CamelyonConfig(meta=meta, pool=pool, tiles_mean=900, tiles_min=300, tiles_max=4000, tile_scale=0.5)
+    values = {"tiles_mean": 900, "tiles_min": 300, "tiles_max": 4000, "tile_scale": 0.5}
+    return CamelyonConfig.model_validate({"meta": meta, "pool": pool} | values)
 
 
 def changed(config: CamelyonConfig, **values: object) -> CamelyonConfig:
@@ -215,7 +216,8 @@ def test_the_verb(config: CamelyonConfig, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the slide tables and outlines are not here")
 def test_the_listed_slides_have_their_tiles_and_their_tumour(tmp_path: Path) -> None:
-    config = CamelyonConfig(meta=REAL, pool=write_pool(tmp_path / "pool.npz"), tile_scale=0.1)
+    pool = write_pool(tmp_path / "pool.npz")
+    config = CamelyonConfig.model_validate({"meta": REAL, "pool": pool, "tile_scale": 0.1})
     plans = plan_simulation(config)
     assert len(plans) == 398
     assert sum(plan.meta.label for plan in plans) == 159
