@@ -1,4 +1,6 @@
-"""Write a pyramidal, tiled JPEG slide of any size for benchmarks: python benchmarks/tiled_slide.py slide.svs
+"""Write a pyramidal, tiled JPEG slide of any size for benchmarks.
+
+    python benchmarks/tiled_slide.py slide.svs
 
 Aperio's layout (levels 1, 4, 16), Q80, 4:2:0, about 19 kB per 256 px tile, which is what scanned tissue costs.
 The picture repeats every 4096 px, so every level is exact and nothing but one period is ever held in memory.

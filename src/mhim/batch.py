@@ -27,11 +27,15 @@ class Outcome(Enum):
 
 @dataclass
 class BatchResult:
-    """Names of the items by what became of them; ``failed`` maps a name to its one-line reason."""
+    """Names of the items by what became of them; ``failed`` maps a name to its one-line reason.
+
+    ``remarks`` are lines about the batch as a whole.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -90,7 +94,9 @@ def describe_failure(error: BaseException) -> str:
 
 
 def print_result(result: BatchResult, noun: str = "slide") -> None:
-    """Print the counts, and a table of failures with their reasons."""
+    """Print the remarks, a table of failures with their reasons, and the counts."""
+    for line in result.remarks:
+        console.print(line, markup=False, highlight=False)
     if result.failed:
         print_failures(result.failed.items(), noun)
     counts = [f"{len(result.done)} done", f"{len(result.skipped)} already complete", f"{len(result.failed)} failed"]

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 import mhim
 import mhim.artefacts as artefacts
 from mhim.annotations import OUTLINE_SUFFIXES, read_outlines
+from mhim.bag import read_attributes
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.cohort import SlideRow, read_slides
 from mhim.config import fingerprint
 from mhim.errors import ConfigError, SlideError
 from mhim.pool import WorkerPool
 from mhim.resume import is_complete
-from mhim.slides import Slide, open_slide
+from mhim.slides import Slide, check_reader, open_slide
+from mhim.slides.scale import COHORT, FILE_SOURCES
+from mhim.slides.together import check_given_mpp, mixes_guesses, reading_notes, refuse_guess, scale_source
 from mhim.tile_io import THUMBNAIL_SIDE_PX, save_grid
 from mhim.tile_preview import write_preview
 from mhim.tile_sheet import write_sheet
@@ -42,6 +45,9 @@ class TileJob:
         overwrite: whether to replace an output that something else made.
         tissue_mask: file of the tissue, or folder of such files by slide name; the slide's row wins.
         preview: whether to write a picture.
+        reader: see ``mhim.slides.open_slide``.
+        force_scale: given scales are right, whatever a file says.
+        accept_guess: whether a scale may come from the objective power.
     """
 
     row: SlideRow
@@ -52,6 +58,9 @@ class TileJob:
     overwrite: bool = False
     tissue_mask: Path | None = None
     preview: bool = True
+    reader: str = "auto"
+    force_scale: bool = False
+    accept_guess: bool = True
 
     @property
     def path(self) -> Path:
@@ -81,14 +90,21 @@ class TileJob:
             given = mask_file(self.tissue_mask, self.row.slide_id) if self.tissue_mask.is_dir() else self.tissue_mask
         return given
 
+    @property
+    def given_mpp(self) -> tuple[float | None, str]:
+        """The scale of the row, else of the job, and what it is called."""
+        return (self.row.mpp, COHORT) if self.row.mpp is not None else (self.mpp0, "option")
+
     def open(self) -> Slide:
-        """The slide, with the scale of its row, else of the job, where its metadata says none.
+        """The slide, at the scale that ``mhim.slides.scale.resolve_scale`` finds.
 
         Raises:
             SlideError: unreadable, or no mpp anywhere.
         """
-        given = (self.row.mpp, "cohort") if self.row.mpp is not None else (self.mpp0, "option")
-        return open_slide(self.slide_path, self.row.slide_id, *given)
+        slide = open_slide(self.slide_path, self.row.slide_id, *self.given_mpp, self.reader, self.force_scale)
+        if not self.accept_guess:
+            refuse_guess(slide.mpp0, slide.mpp0_source, self.row.slide_id)
+        return slide
 
     def input_fingerprint(self, slide: Slide) -> str:
         """Identity of what is read: slide, annotation, tissue mask, and the scale where it was given.
@@ -96,7 +112,7 @@ class TileJob:
         Raises:
             SlideError: a file is missing.
         """
-        given_mpp = None if slide.mpp0_source == "metadata" else slide.mpp0
+        given_mpp = None if slide.mpp0_source in FILE_SOURCES else slide.mpp0
         marks: dict[str, Any] = {"slide": _file_digest(self.slide_path), "mpp": given_mpp}
         if self.has_annotations:
             marks["annotation"] = None if self.row.annotation is None else _file_digest(self.row.annotation)
@@ -129,19 +145,30 @@ def tile_jobs(
     overwrite: bool = False,
     tissue_mask: Path | None = None,
     preview: bool = True,
+    reader: str = "auto",
+    force_scale: bool = False,
 ) -> list[TileJob]:
     """The work on a table of slides, in its order.
 
     Raises:
-        ConfigError: unknown tissue method, or one mask file for several slides.
+        ConfigError: unknown tissue method, one mask file for several slides, unknown reader, or ``mpp0`` not a scale.
     """
+    check_given_mpp(mpp0)
+    check_reader(reader)
     check_method(config.tissue.method)
     if tissue_mask is not None and not tissue_mask.exists():
         raise ConfigError(f"--tissue-mask {tissue_mask}: no such file or folder")
     if tissue_mask is not None and not tissue_mask.is_dir() and len(rows) > 1:
         raise ConfigError(f"--tissue-mask {tissue_mask}: one file for {len(rows)} slides; give a folder of masks")
     has_annotations = any(row.annotation is not None for row in rows)
-    return [TileJob(row, out, config, mpp0, has_annotations, overwrite, tissue_mask, preview) for row in rows]
+    jobs = [
+        TileJob(row, out, config, mpp0, has_annotations, overwrite, tissue_mask, preview, reader, force_scale)
+        for row in rows
+    ]
+    accept_guess = force_scale or not mixes_guesses(
+        scale_source(job.row.path, *job.given_mpp) for job in jobs if job.row.path is not None
+    )
+    return [replace(job, accept_guess=accept_guess) for job in jobs]
 
 
 def tile_slides(
@@ -154,6 +181,8 @@ def tile_slides(
     overwrite: bool = False,
     tissue_mask: Path | None = None,
     preview: bool = True,
+    reader: str = "auto",
+    force_scale: bool = False,
 ) -> BatchResult:
     """Tile slides: ``out/<slide_id>.h5`` and ``out/previews/<slide_id>.jpg`` for each.
 
@@ -168,6 +197,8 @@ def tile_slides(
         overwrite: replace outputs that were made by another configuration or input.
         tissue_mask: file of the tissue (GeoJSON or image), or folder of such files by slide name.
         preview: whether to write pictures and the sheet of the cohort.
+        reader: see ``mhim.slides.open_slide``.
+        force_scale: given scales are right, whatever a file says; guessed ones may stand beside known ones.
 
     Returns:
         What was done, skipped and failed; one slide's failure does not stop the others.
@@ -175,7 +206,18 @@ def tile_slides(
     Raises:
         ConfigError: as ``tile_jobs``.
     """
-    jobs = tile_jobs(rows, out, config or TileConfig(), mpp0, overwrite, tissue_mask, preview)
+    jobs = tile_jobs(rows, out, config or TileConfig(), mpp0, overwrite, tissue_mask, preview, reader, force_scale)
+    result = _run(jobs, workers)
+    complete = {*result.done, *result.skipped}
+    paths = [job.path for job in jobs if job.row.slide_id in complete]
+    result.remarks += reading_notes(read_attributes(path) for path in paths)
+    if preview and result.done:
+        write_sheet(out, paths)
+    return result
+
+
+def _run(jobs: list[TileJob], workers: int) -> BatchResult:
+    """Work on slides in order, a few ahead in other processes."""
     place = {job.row.slide_id: index for index, job in enumerate(jobs)}
     with WorkerPool(workers) as pool:
         ahead: dict[str, Future[Outcome]] = {}
@@ -192,10 +234,7 @@ def tile_slides(
                 pool.restart()
                 return pool.alone(tile_slide, job)
 
-        result = run_batch(jobs, work, name=lambda job: job.row.slide_id, label="tile")
-    if preview and result.done:
-        write_sheet(out, [job.path for job in jobs if job.row.slide_id in {*result.done, *result.skipped}])
-    return result
+        return run_batch(jobs, work, name=lambda job: job.row.slide_id, label="tile")
 
 
 def tile_slide(job: TileJob) -> Outcome:
@@ -257,6 +296,7 @@ def make_grid(
         "grid": grid_of(spec, tissue),
         "config_fingerprint": fingerprints[0],
         "input_fingerprint": fingerprints[1],
+        "notes": "\n".join(slide.notes),
         "tool": "mhim",
         "tool_version": mhim.__version__,
     }

@@ -79,7 +79,12 @@ def tile(
         bool | None, typer.Option("--reject-blur/--keep-blur", help="Leave out what is out of focus. Default: no.")
     ] = None,
     preview: Annotated[bool, typer.Option(help="Write pictures and the sheet of the cohort.")] = True,
-    mpp: Annotated[float | None, typer.Option(help="Scale of slides whose metadata and table row say none.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Scale of slides that say none, in file or table, um/px.")] = None,
+    force_scale: Annotated[
+        bool,
+        typer.Option("--force-scale", help="--mpp and table are right, whatever a file says; guesses are accepted."),
+    ] = False,
+    reader: Annotated[str, typer.Option(help="auto (by content), openslide, tiff or image.")] = "auto",
     workers: Workers = 2,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -105,11 +110,11 @@ def tile(
     chosen = validate(TileConfig, values, str(config or "mhim tile"))
     rows = slide_rows(source)
     if dry_run:
-        jobs = tile_jobs(rows, out, chosen, mpp, overwrite, tissue_mask, preview)
+        jobs = tile_jobs(rows, out, chosen, mpp, overwrite, tissue_mask, preview, reader, force_scale)
         plans = ((job.row.slide_id, partial(_tile_plan, job)) for job in jobs)
         _print_plan(f"tile {len(jobs)} slides into {out}", plans, overwrite)
         return
-    given = {"mpp0": mpp, "tissue_mask": tissue_mask, "preview": preview}
+    given = {"mpp0": mpp, "tissue_mask": tissue_mask, "preview": preview, "reader": reader, "force_scale": force_scale}
     finish(tile_slides(rows, out, chosen, workers=workers, overwrite=overwrite, **given))
 
 

@@ -110,8 +110,7 @@ def open_slide(
         SlideError: missing or unreadable file, no mpp anywhere, or one that contradicts the metadata.
         ConfigError: unknown reader, or the reading libraries are not installed.
     """
-    if reader not in READERS:
-        raise ConfigError(f"unknown reader '{reader}'; known: {', '.join(READERS)}")
+    check_reader(reader)
     if not path.exists():
         raise SlideError(f"{path}: no such slide file")
     try:
@@ -124,3 +123,13 @@ def open_slide(
         return choose.PictureSlide(path, slide_id, mpp0, mpp0_source, force_scale)
     open_file = choose.open_tiff if reader == "tiff" else choose.open_by_content
     return open_file(path, slide_id, mpp0, mpp0_source, force_scale)
+
+
+def check_reader(reader: str) -> None:
+    """Refuse a reader that does not exist.
+
+    Raises:
+        ConfigError: not one of ``READERS``.
+    """
+    if reader not in READERS:
+        raise ConfigError(f"unknown reader '{reader}'; known: {', '.join(READERS)}")

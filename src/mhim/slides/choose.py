@@ -11,11 +11,11 @@ import openslide
 from mhim.errors import SlideError
 from mhim.slides.base import SlideBase
 from mhim.slides.content import Content, content_of
-from mhim.slides.openslide import GENERIC_TIFF, OpenSlideSlide, file_scale
+from mhim.slides.openslide import GENERIC_TIFF, OpenSlideSlide, file_scale, open_file
 from mhim.slides.picture import PictureSlide
-from mhim.slides.scale import FileScale, resolve_scale
+from mhim.slides.scale import FileScale, Scale, resolve_scale
 from mhim.slides.tiff import TiffSlide
-from mhim.slides.tiff_index import IN_STRIPS, TiffIndex, read_index
+from mhim.slides.tiff_index import IN_STRIPS, TiffIndex, read_index, read_scale
 from mhim.slides.verify import find_difference
 
 PLAIN_VENDORS = (None, "aperio", GENERIC_TIFF)
@@ -66,6 +66,27 @@ def open_tiff(path: Path, slide_id: str | None, mpp0: float | None, mpp0_source:
     if difference is not None:
         slide.notes += (f"{path}: read directly, not as OpenSlide reads it: {difference}",)
     return slide
+
+
+def header_scale(path: Path, mpp0: float | None, mpp0_source: str) -> Scale:
+    """The scale that a slide would have, without decoding a pixel.
+
+    Raises:
+        SlideError: not readable, or no scale anywhere.
+    """
+    content, vendor = content_of(path), None
+    if content is Content.TIFF:
+        vendor = openslide.OpenSlide.detect_format(path)
+    if content is Content.PICTURE:
+        return resolve_scale(path, FileScale(), mpp0, mpp0_source)
+    if content is Content.TIFF and vendor is None:
+        mpp_xy, resolution_mpp_xy = read_scale(path)
+        return resolve_scale(path, FileScale(mpp_xy, resolution_mpp_xy), mpp0, mpp0_source)
+    with open_file(path) as file:
+        found = file_scale(file)
+    if vendor == GENERIC_TIFF:
+        found = replace(found, metadata=read_scale(path)[0] or found.metadata)
+    return resolve_scale(path, found, mpp0, mpp0_source)
 
 
 def _direct(

@@ -21,6 +21,12 @@ Key = tuple[int, int, int, int]
 """Level, reduction, row and column of a stored tile."""
 
 
+_Slices = tuple[slice, slice]
+_Part = tuple[Key, _Slices, _Slices, int, int]
+"""The piece of a stored tile that a region shows: which tile, where in it, where in the region, pixels of the piece,
+pixels of the tile inside the level."""
+
+
 @dataclass(frozen=True)
 class Lattice:
     """A level as its stored tiles lie, at the size at which they are decoded.
@@ -84,16 +90,8 @@ class SeamStore:
             self.held -= self._kept.pop(other).pixels.nbytes
 
 
-def gather(
-    corners: list[tuple[int, int]],
-    size_px: tuple[int, int],
-    lattice: Lattice,
-    decode: Callable[[Key, Pixels | None], Pixels],
-    store: SeamStore,
-    place: Callable[[int], Pixels],
-    finish: Callable[[int, Pixels], None],
-) -> None:
-    """Fill regions of one size from stored tiles.
+class Supply:
+    """Regions of one size from the stored tiles of one level.
 
     Args:
         corners: (x, y) of each region on the lattice; fastest in raster order.
@@ -102,103 +100,81 @@ def gather(
         decode: a stored tile's pixels (tile height, tile width, 3) uint8, decoded into the given array, or, where it
             is None, into a new one.
         store: where seams are kept between calls.
-        place: the array (h, w, 3) uint8 to fill for region ``i``; asked for in order, it may be the same one again.
-        finish: called with each region when it is whole.
     """
-    width, height = size_px
-    tile_w, tile_h = lattice.tile_px
-    touched = [_touched(corner, size_px, lattice) for corner in corners]
-    left_px: dict[Key, int] = {}
-    uses: dict[Key, int] = {}
-    for parts in touched:
-        for key, _, _, area_px, stored_px in parts:
-            uses[key] = uses.get(key, 0) + 1
-            left_px[key] = left_px.get(key, stored_px) - area_px
-    scratch = np.empty((tile_h, tile_w, 3), np.uint8)
-    live: dict[Key, Pixels] = {}
-    row_span = height // tile_h + 2
-    for index, parts in enumerate(touched):
-        out = place(index)
-        if sum(part[3] for part in parts) < width * height:
-            out[...] = WHITE
-        for key, of, to, area_px, stored_px in parts:
-            uses[key] -= 1
-            pixels = live.get(key)
-            if pixels is None:
-                pixels = store.take(key, stored_px - left_px[key])
-            if pixels is None:
-                if left_px[key] > 0:
-                    pixels = decode(key, None)
-                    store.keep(key, pixels, left_px[key], row_span)
-                elif uses[key]:
-                    pixels = decode(key, None)
-                elif area_px == tile_w * tile_h == width * height:
-                    decode(key, out)
-                    continue
-                else:
-                    pixels = decode(key, scratch)
-            out[to] = pixels[of]
-            if uses[key]:
-                live[key] = pixels
-            else:
-                live.pop(key, None)
-        finish(index, out)
 
+    def __init__(
+        self,
+        corners: list[tuple[int, int]],
+        size_px: tuple[int, int],
+        lattice: Lattice,
+        decode: Callable[[Key, Pixels | None], Pixels],
+        store: SeamStore,
+    ) -> None:
+        self.size_px, self.lattice, self.decode, self.store = size_px, lattice, decode, store
+        self.touched = [_touched(corner, size_px, lattice) for corner in corners]
+        self.left_px: dict[Key, int] = {}
+        self.uses: dict[Key, int] = {}
+        for parts in self.touched:
+            for key, _, _, area_px, stored_px in parts:
+                self.uses[key] = self.uses.get(key, 0) + 1
+                self.left_px[key] = self.left_px.get(key, stored_px) - area_px
+        self._scratch = np.empty((lattice.tile_px[1], lattice.tile_px[0], 3), np.uint8)
+        self._row_span = size_px[1] // lattice.tile_px[1] + 2
 
-def scatter(
-    corners: list[tuple[int, int]],
-    outs: list[Pixels],
-    lattice: Lattice,
-    decode: Callable[[Key, Pixels | None], Pixels],
-    store: SeamStore,
-) -> None:
-    """Fill regions that need no resampling: each stored tile goes to all of them while it is still in the cache.
+    def gather(self, place: Callable[[int], Pixels], finish: Callable[[int, Pixels], None]) -> None:
+        """Fill one region after the other.
 
-    Args:
-        corners: (x, y) of each region on the lattice.
-        outs: the arrays (h, w, 3) uint8 to fill, all of one size.
-        lattice: see ``gather``.
-        decode: see ``gather``.
-        store: see ``gather``.
-    """
-    height, width = outs[0].shape[:2]
-    tile_w, tile_h = lattice.tile_px
-    users: dict[Key, list[tuple[Pixels, _Slices, _Slices]]] = {}
-    left_px: dict[Key, int] = {}
-    for corner, out in zip(corners, outs, strict=True):
-        parts = _touched(corner, (width, height), lattice)
-        if sum(part[3] for part in parts) < width * height:
-            out[...] = WHITE
-        for key, of, to, area_px, stored_px in parts:
-            users.setdefault(key, []).append((out, of, to))
-            left_px[key] = left_px.get(key, stored_px) - area_px
-    is_tile = (height, width) == (tile_h, tile_w)
-    scratch = np.empty((tile_h, tile_w, 3), np.uint8)
-    row_span = height // tile_h + 2
-    for key in sorted(users):
-        left, pieces, stored_px = left_px[key], users[key], _stored_px(key, lattice)
-        if left <= 0 and len(pieces) == 1 and is_tile and stored_px == tile_w * tile_h:
-            decode(key, pieces[0][0])
-            continue
-        pixels = store.take(key, stored_px - left)
+        Args:
+            place: the array (h, w, 3) uint8 for region ``i``; it may be the same one again.
+            finish: called with each region when it is whole.
+        """
+        live: dict[Key, Pixels] = {}
+        for index, parts in enumerate(self.touched):
+            out = place(index)
+            self._whiten(out, parts)
+            for key, of, to, _, stored_px in parts:
+                self.uses[key] -= 1
+                pixels = live.pop(key, None)
+                if pixels is None:
+                    pixels = self._fetch(key, stored_px, is_last=not self.uses[key])
+                out[to] = pixels[of]
+                if self.uses[key]:
+                    live[key] = pixels
+            finish(index, out)
+
+    def scatter(self, outs: list[Pixels]) -> None:
+        """Fill ``outs`` (h, w, 3) uint8; a stored tile goes to all its regions while it is in the cache."""
+        users: dict[Key, list[tuple[Pixels, _Slices, _Slices, int]]] = {}
+        for out, parts in zip(outs, self.touched, strict=True):
+            self._whiten(out, parts)
+            for key, of, to, _, stored_px in parts:
+                users.setdefault(key, []).append((out, of, to, stored_px))
+        tile_px = self.lattice.tile_px
+        for key in sorted(users):
+            pieces = users[key]
+            out, _, _, stored_px = pieces[0]
+            is_alone = len(pieces) == 1 and self.left_px[key] <= 0
+            if is_alone and self.size_px == tile_px and stored_px == tile_px[0] * tile_px[1]:
+                self.decode(key, out)
+                continue
+            pixels = self._fetch(key, stored_px, is_last=True)
+            for out, of, to, _ in pieces:
+                out[to] = pixels[of]
+
+    def _fetch(self, key: Key, stored_px: int, is_last: bool) -> Pixels:
+        """A stored tile, from the store or decoded; the next one may overwrite it where nobody else needs it."""
+        left_px = self.left_px[key]
+        pixels = self.store.take(key, stored_px - left_px)
         if pixels is None:
-            pixels = decode(key, None if left > 0 else scratch)
-            if left > 0:
-                store.keep(key, pixels, left, row_span)
-        for out, of, to in pieces:
-            out[to] = pixels[of]
+            pixels = self.decode(key, self._scratch if is_last and left_px <= 0 else None)
+            if left_px > 0:
+                self.store.keep(key, pixels, left_px, self._row_span)
+        return pixels
 
-
-def _stored_px(key: Key, lattice: Lattice) -> int:
-    """Pixels of a stored tile inside the level."""
-    (width, height), (tile_w, tile_h) = lattice.size_px, lattice.tile_px
-    return min(tile_w, width - key[3] * tile_w) * min(tile_h, height - key[2] * tile_h)
-
-
-_Slices = tuple[slice, slice]
-_Part = tuple[Key, _Slices, _Slices, int, int]
-"""The piece of a stored tile that a region shows: which tile, where in it, where in the region, pixels of the piece,
-pixels of the tile inside the level."""
+    def _whiten(self, out: Pixels, parts: list[_Part]) -> None:
+        """White where a region lies outside the level."""
+        if sum(part[3] for part in parts) < self.size_px[0] * self.size_px[1]:
+            out[...] = WHITE
 
 
 def _touched(corner: tuple[int, int], size_px: tuple[int, int], lattice: Lattice) -> list[_Part]:

@@ -15,6 +15,7 @@ from mhim.errors import SlideError
 from mhim.slides.base import SlideBase, check_request
 from mhim.slides.resample import (
     LEVEL_TOLERANCE,
+    SAME_PX,
     SHIFT_TOLERANCE_PX,
     Mode,
     Source,
@@ -22,7 +23,7 @@ from mhim.slides.resample import (
     scale_between,
     source_side_px,
 )
-from mhim.slides.supply import Key, Lattice, Pixels, SeamStore, gather, scatter
+from mhim.slides.supply import Key, Lattice, Pixels, SeamStore, Supply
 from mhim.slides.tiff_index import TiffIndex, read_index
 
 
@@ -53,6 +54,7 @@ class TiffSlide(SlideBase):
         self.mpp0, self.mpp0_source = mpp0, mpp0_source
         self.levels = (index or read_index(path)).levels
         self.size_px0 = self.levels[0].size_px
+        self.downsamples = tuple(sum(level.downsample) / 2 for level in self.levels)
         self._places = [list(zip(level.offsets.tolist(), level.counts.tolist(), strict=True)) for level in self.levels]
         self._seams = SeamStore()
         self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -60,7 +62,7 @@ class TiffSlide(SlideBase):
     def source_scale(self, mpp: float, mode: Mode) -> float:
         """Pixels of the level that is read, as it is decoded, per pixel at ``mpp``."""
         level, reduction = self._choose(mpp, mode)
-        return scale_between(self.mpp0 * sum(self.levels[level].downsample) / 2 * reduction, mpp)
+        return scale_between(self.mpp0 * self.downsamples[level] * reduction, mpp)
 
     def source(self, xy_px0: tuple[int, int], size_px: tuple[int, int], mpp: float, mode: Mode) -> Source:
         """The pixels under a region; white outside the slide.
@@ -70,7 +72,7 @@ class TiffSlide(SlideBase):
         """
         plan = _Plan(self, [xy_px0], size_px, mpp, mode)
         pixels = np.empty((plan.size_px[1], plan.size_px[0], 3), np.uint8)
-        gather(plan.corners, plan.size_px, plan.lattice, self._decode, self._seams, lambda _: pixels, lambda *_: None)
+        plan.supply(self).gather(lambda _: pixels, lambda *_: None)
         return Source(pixels, plan.scale, plan.shifts[0])
 
     def read_many(
@@ -82,14 +84,14 @@ class TiffSlide(SlideBase):
         corners: list[tuple[int, int]] = [(x, y) for x, y in xy_px0[order].tolist()]
         plan = _Plan(self, corners, (size_px, size_px), mpp, mode)
         if plan.is_exact:
-            scatter(plan.corners, [out[i] for i in order], plan.lattice, self._decode, self._seams)
+            plan.supply(self).scatter([out[i] for i in order])
             return
         region = np.empty((plan.size_px[1], plan.size_px[0], 3), np.uint8)
 
         def finish(index: int, pixels: Pixels) -> None:
             resample_into(Source(pixels, plan.scale, plan.shifts[index]), out[order[index]], mode)
 
-        gather(plan.corners, plan.size_px, plan.lattice, self._decode, self._seams, lambda _: region, finish)
+        plan.supply(self).gather(lambda _: region, finish)
 
     def read_stored(self, level: int, index: int) -> Pixels:
         """A stored tile (h, w, 3) uint8 as it is, level by level in raster order.
@@ -119,7 +121,7 @@ class TiffSlide(SlideBase):
     def _choose(self, mpp: float, mode: Mode) -> tuple[int, int]:
         """Level and reduction to read for ``mpp``: the coarsest fine enough, and of equals the least reduced."""
         choices = [
-            (self.mpp0 * sum(level.downsample) / 2 * reduction, reduction, index)
+            (self.mpp0 * self.downsamples[index] * reduction, reduction, index)
             for index, level in enumerate(self.levels)
             for reduction in (level.decoder.reductions if mode == "fast" else (1,))
             if level.tile_px[0] % reduction == 0 and level.tile_px[1] % reduction == 0
@@ -177,6 +179,8 @@ class _Plan:
         level, reduction = slide._choose(mpp, mode)
         self.lattice = slide.lattice(level, reduction)
         self.scale = slide.source_scale(mpp, mode)
+        if abs(self.scale - 1) * max(size_px) < SAME_PX:
+            self.scale = 1.0
         factor = np.array(slide.levels[level].downsample) * reduction
         exact = np.asarray(xy_px0, np.float64) / factor
         corners = np.floor(exact + SHIFT_TOLERANCE_PX)
@@ -189,3 +193,7 @@ class _Plan:
             source_side_px(size_px[1], self.scale, most[1]),
         )
         self.is_exact = not shifts.any() and self.scale == 1 and self.size_px == size_px
+
+    def supply(self, slide: TiffSlide) -> Supply:
+        """What fills the regions."""
+        return Supply(self.corners, self.size_px, self.lattice, slide._decode, slide._seams)

@@ -16,6 +16,7 @@ from mhim.errors import SlideError
 from mhim.slides.codecs import Decoder, decoder_of
 
 ASPECT_TOLERANCE = 0.02
+DAMAGED = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, OverflowError)
 IN_STRIPS = "stored in strips"
 
 
@@ -80,7 +81,20 @@ def read_index(path: Path) -> TiffIndex:
             return TiffIndex(levels, ome_mpp(file), resolution_mpp(pages[0]))
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from None
-    except (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except DAMAGED as error:
+        raise SlideError(f"{path}: its TIFF index cannot be read: {error}") from None
+
+
+def read_scale(path: Path) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """(x, y) micrometres per pixel in the OME metadata of a TIFF file, and in its resolution tags.
+
+    Raises:
+        SlideError: not a TIFF file that can be read.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            return ome_mpp(file), resolution_mpp(file.pages[0])
+    except DAMAGED as error:
         raise SlideError(f"{path}: its TIFF index cannot be read: {error}") from None
 
 
