@@ -12,7 +12,7 @@ from mhim.cli.shared import run_app
 from mhim.config import merge, validate
 from mhim.errors import ConfigError
 from mhim.presets import FOLDER, preset_names, preset_values, presets, read_preset
-from mhim.training.runs import RunConfig, open_run
+from mhim.training.runs import ASIDE, RunConfig, open_run
 from small_runs import split_cohort
 
 DATA = {"cohort": "cohort.csv", "features": "features", "splits": "splits.csv"}
@@ -48,7 +48,7 @@ def test_every_preset_says_where_it_comes_from(name: str) -> None:
 def test_every_whole_preset_writes_out_all_that_matters(name: str) -> None:
     """It validates, and its method and optimisation rest on no default but those named here."""
     config, given = resolved(name), read_preset(name).file.config
-    assert set(given["train"]) >= set(type(config.train).model_fields) - {"device", "threads", "watch", "choose_from"}
+    assert set(given["train"]) >= set(type(config.train).model_fields) - {*ASIDE, "choose_from"}
     unsaid = set(type(config.method).model_fields) - set(given["method"])
     assert unsaid <= {"teacher_mode", "kept_order", "recycle_heads", "recycle_head_dim", "recycle_dropout"}
 

@@ -126,6 +126,11 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """What moves after the optimiser has (an EMA teacher); nothing by default."""
 
+    @property
+    def watching(self) -> MILModel | None:
+        """The second aggregator that ranks the instances (a teacher), for whoever shows it; None by default."""
+        return None
+
     def trainable(self) -> Iterable[nn.Parameter]:
         """Parameters that the optimiser moves."""
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)

@@ -87,6 +87,11 @@ class MHIM(Method):
         assert isinstance(config, MHIMConfig)
         return config.teacher_init == "baseline" or config.student_init != "none"
 
+    @property
+    def watching(self) -> MILModel:
+        """The teacher."""
+        return self.teacher
+
     def train(self, mode: bool = True) -> MHIM:
         """Student in training mode; the teacher as ``teacher_mode`` says."""
         super().train(mode)

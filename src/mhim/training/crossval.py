@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.models import MILModel, models
 from mhim.pool import end_with_parent
+from mhim.protocols import protocol, require_folds_of
 from mhim.provenance import environment
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.splits import Fold, Splits, read_splits
 from mhim.training.data import BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
 from mhim.training.monitor import MiningMonitor
-from mhim.training.runs import RunConfig, is_whole, read_predictions, write_table
+from mhim.training.runs import ASIDE, RunConfig, is_whole, read_predictions, write_table
+from mhim.training.snapshots import TeacherKeeper, write_teachers
 from mhim.training.tasks import tasks
 
 
@@ -64,6 +67,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     task = tasks.build(config.task)
     everyone, splits = task.read_cohort(config.cohort), read_splits(config.splits)
     splits.check(everyone, config.splits)
+    require_folds_of(protocol(config.protocol), splits, config.splits)
     cohort, features = check_features(BagStore(config.features, everyone), config.allow_missing)
     if len(cohort) < len(everyone):
         splits = splits.only(cohort.case_labels())
@@ -145,7 +149,7 @@ def require_baseline_recipe(path: Path, config: RunConfig) -> None:
 def _comparable(part: object) -> dict[str, object]:
     if not isinstance(part, BaseModel):
         return {"value": part}
-    return part.model_dump(mode="json", exclude={"device", "threads", "watch"})
+    return part.model_dump(mode="json", exclude=set(ASIDE))
 
 
 def require_baseline(path: Path, plan: RunPlan) -> None:
@@ -252,7 +256,8 @@ def describe(plan: RunPlan) -> dict[str, object]:
         "n_cases": len(plan.cohort.case_labels()),
         "data_fingerprint": plan.features.data_fingerprint,
         "baseline_identity": None if plan.baseline is None else plan.baseline.identity,
-        "chosen_by": task.chosen_by(plan.config.train.select_by),
+        "protocol": plan.config.protocol,
+        "chosen_by": protocol(plan.config.protocol).chosen_by(task.chosen_by(plan.config.train.select_by)),
     }
 
 
@@ -282,7 +287,7 @@ def _threads(count: int | None) -> Iterator[None]:
 def _train_fold(
     plan: RunPlan, fold_index: int, out: Path, baseline: Path | None, on_epoch: Callable[[int, Epoch], None]
 ) -> None:
-    config = plan.config
+    config, folder = plan.config, out / f"fold_{fold_index}"
     fold = plan.splits.folds[fold_index]
     task, store = tasks.build(config.task), BagStore(config.features, plan.cohort)
     train, val = (task.bags(store, fold, part) for part in ("train", "val"))
@@ -295,9 +300,19 @@ def _train_fold(
         torch.manual_seed(generator.initial_seed())
         method = methods.build(config.method, model, start)
     monitor = MiningMonitor(task.truth(store)) if config.train.watch else None
-    result = fit(method, train, val, config.train, generator, lambda epoch: on_epoch(fold_index, epoch), monitor, task)
+    keeper = TeacherKeeper(config.train.epochs) if config.train.keep_teachers else None
+    result = fit(
+        method, train, val, config.train, generator, partial(on_epoch, fold_index), monitor, task, keeper=keeper
+    )
+    if keeper is not None:
+        write_teachers(folder, keeper, method, task.outputs(plan.cohort), file_facts(plan, fold_index))
     model.load_state_dict(result.state)
-    write_fold(plan, fold, out / f"fold_{fold_index}", model, result, store)
+    write_fold(plan, fold, folder, model, result, store)
+
+
+def file_facts(plan: RunPlan, fold: int) -> dict[str, str]:
+    """What every model file of a fold says of where it comes from."""
+    return {"fold": str(fold), "identity": plan.identity, "encoder": plan.features.encoder or ""}
 
 
 def build_model(plan: RunPlan, generator: torch.Generator) -> MILModel:
@@ -315,12 +330,12 @@ def write_fold(plan: RunPlan, fold: Fold, folder: Path, model: MILModel, result:
     outputs = task.outputs(cohort)
     parts = {part: task.bags(store, fold, part) for part in ("val", "test")}
     said = {part: predict(model, bags, task)[0] for part, bags in parts.items()}
-    threshold = task.threshold(said["val"])
+    threshold = task.threshold(said[protocol(plan.config.protocol).threshold_by])
     tables = [
         pd.DataFrame({"part": part, "fold": fold.index} | task.table(bags, said[part], outputs, threshold))
         for part, bags in parts.items()
     ]
-    extra = {"fold": str(fold.index), "identity": plan.identity, "encoder": plan.features.encoder or ""}
+    extra = file_facts(plan, fold.index)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "model.safetensors", model, outputs, extra | task.model_facts(cohort, fold))
     write_table(folder / "history.csv", pd.DataFrame([epoch.row() for epoch in result.history]))

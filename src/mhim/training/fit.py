@@ -18,6 +18,7 @@ from mhim.methods import Method, Step
 from mhim.models import MILModel
 from mhim.training.data import BagSet
 from mhim.training.monitor import MiningMonitor
+from mhim.training.snapshots import TeacherKeeper
 from mhim.training.tasks import CLASSIFY, Task
 
 
@@ -40,6 +41,9 @@ class TrainConfig(Settings):
     )
     choose_from: int = Field(0, ge=0, description="first epoch that validation may choose")
     watch: bool = Field(True, description="take numbers about the mining each epoch; changes nothing else")
+    keep_teachers: bool = Field(
+        True, description="keep the teacher at the start, the middle, the best and the last epoch, for mhim mining"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
 
@@ -104,6 +108,7 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     monitor: MiningMonitor | None = None,
     task: Task = CLASSIFY,
+    keeper: TeacherKeeper | None = None,
 ) -> FitResult:
     """Train a method, one bag a step, and keep the weights of the best validation epoch.
 
@@ -117,6 +122,7 @@ def fit(
         on_epoch: called after each epoch.
         monitor: watches what is masked.
         task: what is predicted and scored; the method's objective is taken from it.
+        keeper: keeps the teacher at moments of training.
 
     Raises:
         FeatureError: a loss or a prediction that is not finite; names the slide.
@@ -133,6 +139,8 @@ def fit(
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
+            if keeper is not None:
+                keeper.before_epoch(index, method)
             terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor, task)
             schedule.step()
             predictions, loss = predict(method.model, val, task)
@@ -142,6 +150,8 @@ def fit(
             if index <= config.choose_from or now > then:
                 best = index
                 state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
+            if keeper is not None:
+                keeper.after_epoch(index, method, best == index)
             if index - best >= config.patience and index + 1 >= config.min_epochs:
                 break
     return FitResult(tuple(history), best, state)

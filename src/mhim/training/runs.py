@@ -5,6 +5,7 @@
     RUN/config.yaml            resolved configuration
     RUN/run.json               what the run was trained on: identity, classes, width, fingerprints
     RUN/fold_0/model.safetensors, history.csv, predictions.csv, fold.json (written last)
+    RUN/fold_0/teacher_<moment>.safetensors   MHIM's teacher at the start, middle, best, last (mhim mining)
     RUN/predictions.csv        test predictions of all folds
     RUN/metrics.json           metrics with intervals
     RUN/baseline/              the plain baseline of a two-stage method, itself a run folder
@@ -26,6 +27,8 @@ from mhim.config import ComponentConfig, Settings, fingerprint, read_yaml, valid
 from mhim.errors import ArtefactError, ConfigError
 from mhim.methods import methods
 from mhim.models import MILModel, models
+from mhim.protocols import HONEST
+from mhim.protocols import protocol as find_protocol
 from mhim.training.fit import TrainConfig
 from mhim.training.survival_task import Survival
 from mhim.training.tasks import Task, tasks, to_predictions
@@ -51,6 +54,18 @@ class RunConfig(Settings):
     method: MethodConfig = Field(default_factory=lambda: methods.parse("mhim-v1"), description="training method")
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}), description="optimisation")
     allow_missing: bool = Field(False, description="go on without slides that have no bag")
+    protocol: str = Field(HONEST, description="honest, or a published protocol by name; they never share a table")
+
+    @model_validator(mode="after")
+    def _protocol_fits(self) -> RunConfig:
+        chosen = find_protocol(self.protocol)
+        if chosen.first_epoch(self.train.epochs) > self.train.choose_from:
+            first = chosen.first_epoch(self.train.epochs)
+            raise ConfigError(
+                f"protocol {chosen.name} ignores the first {first} of {self.train.epochs} epochs; "
+                f"give --set train.choose_from={first}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -91,13 +106,17 @@ class RunConfig(Settings):
         return fingerprint(self._recipe())
 
     def _recipe(self) -> list[dict[str, Any]]:
-        train = self.train.model_dump(mode="json", exclude={"device", "threads", "watch"})
+        train = self.train.model_dump(mode="json", exclude=set(ASIDE))
         recipe = [self.model.model_dump(mode="json"), self.method.model_dump(mode="json"), train]
+        if self.protocol != HONEST:
+            recipe.append({"protocol": self.protocol})
         return recipe if self.task.name == "classification" else [*recipe, self.task.model_dump(mode="json")]
 
 
 FLOATS, INTEGERS = ("threshold", "time", "risk"), ("event", "time_bin", "n_slides")
 FLOAT_PREFIXES = ("prob_", "hazard_", "logit_hazard_")
+ASIDE = ("device", "threads", "watch", "keep_teachers")
+"""Options of the optimisation that change no result."""
 FOLD_FILES = ("model.safetensors", "history.csv", "predictions.csv", "fold.json")
 
 
