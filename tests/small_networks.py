@@ -1,5 +1,6 @@
 """Weight files of small random networks, written in the names of published ones."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ def vit_file(folder: Path, **options) -> Path:
     return folder / "model.safetensors"
 
 
+@cache
 def resnet_tensors(seed=0) -> Tensors:
     """ResNet-50 with He's random weights and BatchNorm statistics, as torchvision names it, fourth stage left out."""
     generator = torch.Generator().manual_seed(seed)

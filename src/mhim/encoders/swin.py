@@ -151,8 +151,7 @@ def relative_positions() -> Tensor:
 
 def shift_mask(side: int, shift: int) -> Tensor:
     """(windows, 49, 49): -100 between tokens that were not neighbours before the shift, else 0."""
-    lengths = torch.tensor([side - WINDOW, WINDOW - shift, shift])
-    part = torch.repeat_interleave(torch.arange(3), lengths)
+    part = torch.tensor([0] * (side - WINDOW) + [1] * (WINDOW - shift) + [2] * shift)
     regions = to_windows((part[:, None] * 3 + part[None]).reshape(1, side, side, 1))[..., 0]
     return torch.where(regions[:, :, None] == regions[:, None], 0.0, -100.0)
 
