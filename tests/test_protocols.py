@@ -14,7 +14,6 @@ from mhim.cohort import Cohort, SlideRow
 from mhim.errors import CohortError, ConfigError
 from mhim.protocols import (
     PROTOCOLS,
-    TestSelectedFold,
     protocol,
     published_mean,
     published_parts,
@@ -22,7 +21,7 @@ from mhim.protocols import (
     published_splits,
     require_one_protocol,
 )
-from mhim.splits import Fold
+from mhim.splits import Fold, TestSelectedFold, read_splits, write_splits
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN = SHARED / "golden/outputs"
@@ -153,3 +152,15 @@ def test_other_folds_than_published_are_refused() -> None:
         published_splits(small(), protocol("honest"), 0)
     with pytest.raises(CohortError, match="2 cases of class 'b' are too few for 3 folds"):
         published_splits(cohort_of(list("vwxyz"), list("aaabb")), protocol("iccv2023-camelyon16"), 0)
+
+
+def test_a_table_says_that_a_fold_validates_on_its_test_part(tmp_path: Path) -> None:
+    splits = published_splits(small(), protocol("iccv2023-camelyon16"), 0)
+    write_splits(tmp_path / "splits.csv", splits)
+    assert set((tmp_path / "splits.csv").read_text().splitlines()[1].split(",")[1:]) <= {"train", "val+test"}
+    again = read_splits(tmp_path / "splits.csv")
+    assert again == splits
+    assert all(fold.validates_on_test for fold in again.folds)
+    (tmp_path / "mixed.csv").write_text("case_id,fold_0\na,train\nb,val+test\nc,val\n")
+    with pytest.raises(CohortError, match=r"fold 0 holds 'val\+test' beside val or test"):
+        read_splits(tmp_path / "mixed.csv")

@@ -12,6 +12,7 @@ import numpy as np
 from mhim.artefacts import write_json
 from mhim.errors import CohortError, ConfigError
 from mhim.metrics import METRICS, Predictions
+from mhim.protocols import require_one_protocol
 from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
 from mhim.survival import SURVIVAL_METRICS, SurvivalPredictions
 from mhim.training.runs import Run
@@ -90,6 +91,7 @@ def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
         "classes": list(run.classes),
         **counts,
         "n_cases": len(draws.cases),
+        "protocol": run.config.protocol,
         "chosen_by": run.info["chosen_by"],
         "interval": f"95 % percentile bootstrap over cases, {resamples} resamples",
         "folds": [
@@ -133,8 +135,9 @@ def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
     """One row per configuration in order of appearance; the first row is what the others are compared with.
 
     Raises:
-        CohortError: the runs tested other slides, the slides had other labels or classes, or a run is given twice.
+        CohortError: runs of two protocols, other slides, labels or classes, or a run given twice.
     """
+    require_one_protocol((run.path, run.config.protocol) for run in runs)
     _require_same_slides(runs)
     groups = _by_configuration(runs)
     folds = {run.path: fold_predictions(run) for run in runs}

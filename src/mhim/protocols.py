@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from mhim.cohort import Cohort
 from mhim.errors import CohortError, ConfigError
-from mhim.splits import Fold, Splits
+from mhim.splits import Fold, Splits, TestSelectedFold
 
 HONEST = "honest"
 
@@ -68,6 +68,14 @@ class Protocol:
         return (
             f"protocol {self.name}: the test part chose the {chose}, as published; not comparable with honest numbers"
         )
+
+    def chosen_by(self, honest: Mapping[str, str]) -> dict[str, str]:
+        """What chose what under this protocol, from what would choose under the honest one."""
+        if self.is_honest:
+            return dict(honest)
+        parts = {"epoch": self.epoch_by, "threshold": self.threshold_by}
+        said = {what: honest[what].replace("validation", "TEST") for what, part in parts.items() if part == "test"}
+        return dict(honest) | said | {"test part": f"chose as said above, protocol {self.name}"}
 
     def first_epoch(self, epochs: int) -> int:
         """First epoch (from 0) that may be chosen in a schedule of ``epochs``."""
@@ -141,32 +149,31 @@ def require_one_protocol(named: Iterable[tuple[object, str]]) -> Protocol:
 
 
 @dataclass(frozen=True)
-class TestSelectedFold(Fold):
-    """A fold whose test part also validates: only for published protocols, and never made by ``make_splits``.
-
-    Raises:
-        CohortError: a case that trains and tests, an empty part, or a validation part that is not the test part.
-    """
-
-    __test__ = False
-
-    def __post_init__(self) -> None:
-        if self.val != self.test:
-            raise CohortError(f"fold {self.index}: validation and test part differ; this is no published fold")
-        shared = sorted(set(self.train) & set(self.test))
-        if shared:
-            raise CohortError(f"fold {self.index}: case {shared[0]} is in more than one part")
-        if not self.train or not self.test:
-            raise CohortError(f"fold {self.index}: a part is empty; use fewer folds or more cases")
-
-
-@dataclass(frozen=True)
 class Parts:
     """Ids of one published fold, in the published order."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+
+
+def require_folds_of(chosen: Protocol, splits: Splits, source: object) -> None:
+    """Refuse folds that another protocol made: above all test parts that validate, outside of the protocols for it.
+
+    Raises:
+        CohortError: names the file and the fix.
+    """
+    for fold in splits.folds:
+        if fold.validates_on_test and chosen.epoch_by == "val":
+            raise CohortError(
+                f"{source}: fold {fold.index} validates on its test part, which protocol {chosen.name} does not; split "
+                f"again, or name the published protocol with --protocol"
+            )
+        if not fold.validates_on_test and chosen.epoch_by == "test":
+            raise CohortError(
+                f"{source}: fold {fold.index} has a validation part, but protocol {chosen.name} chooses on the test "
+                f"part; make its folds with 'mhim split --protocol {chosen.name}'"
+            )
 
 
 def published_parts(

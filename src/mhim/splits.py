@@ -1,7 +1,9 @@
 """Splits of cases into training, validation and test part, per fold.
 
 The table has one row per case and one column per fold (``fold_0``, ``fold_1``, ...) whose cells are
-``train``, ``val``, ``test``, or empty for a case that a fold leaves out.
+``train``, ``val``, ``test``, or empty for a case that a fold leaves out. Columns ``repeat_0``, ``repeat_1``, ... are
+repeated splits, whose test parts may overlap. A cell ``val+test`` stands in published protocols only
+(``mhim.protocols``), where the test part validates.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,12 @@ from mhim.artefacts import write_text
 from mhim.cohort import Cohort, SurvivalCohort, read_table
 from mhim.config import Settings, fingerprint
 from mhim.errors import CohortError
+from mhim.sites import SiteMode, site_folds
 
 PARTS = ("train", "val", "test")
 TIME_GROUPS = 4
-FOLD_COLUMN = re.compile(r"fold_\d+")
+FOLD_COLUMN = re.compile(r"(fold|repeat)_\d+")
+BOTH = "val+test"
 
 
 class SplitConfig(Settings):
@@ -36,6 +40,10 @@ class SplitConfig(Settings):
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of a fold's non-test cases used for validation")
     seed: int = Field(0, ge=0, description="seed of the assignment")
     use_fold_column: bool = Field(False, description="test folds from the cohort's column 'fold'")
+    site: SiteMode = Field(
+        "ignore",
+        description="stratify folds by site too, preserve (each site in one fold), or leave-one-out (a fold a site)",
+    )
 
 
 @dataclass(frozen=True)
@@ -60,22 +68,55 @@ class Fold:
             if not self.part(part):
                 raise CohortError(f"fold {self.index}: the {part} part is empty; use fewer folds or more cases")
 
+    @property
+    def validates_on_test(self) -> bool:
+        """Whether the test part chooses the epoch, as in some published protocols."""
+        return False
+
     def part(self, name: str) -> tuple[str, ...]:
         """The cases of "train", "val" or "test"."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
+class TestSelectedFold(Fold):
+    """A fold whose test part also validates: only for published protocols, and never made by :func:`make_splits`.
+
+    Raises:
+        CohortError: a case that trains and tests, an empty part, or a validation part that is not the test part.
+    """
+
+    __test__ = False
+
+    def __post_init__(self) -> None:
+        if self.val != self.test:
+            raise CohortError(f"fold {self.index}: validation and test part differ; this is no published fold")
+        shared = sorted(set(self.train) & set(self.test))
+        if shared:
+            raise CohortError(f"fold {self.index}: case {shared[0]} is in more than one part")
+        if not self.train or not self.test:
+            raise CohortError(f"fold {self.index}: a part is empty; use fewer folds or more cases")
+
+    @property
+    def validates_on_test(self) -> bool:
+        """True."""
+        return True
+
+
+@dataclass(frozen=True)
 class Splits:
-    """The folds of a cross-validation; test parts do not overlap.
+    """The folds of a cross-validation; test parts do not overlap, unless they are ``repeated`` splits.
 
     Raises:
         CohortError: a case is tested in two folds.
     """
 
     folds: tuple[Fold, ...]
+    repeated: bool = False
 
     def __post_init__(self) -> None:
+        if self.repeated:
+            return
         tested = Counter(case for fold in self.folds for case in fold.test)
         repeated = [case for case, count in tested.items() if count > 1]
         if repeated:
@@ -93,12 +134,8 @@ class Splits:
             CohortError: a part becomes empty.
         """
         kept = set(cases)
-        return Splits(
-            tuple(
-                Fold(fold.index, *(tuple(case for case in fold.part(part) if case in kept) for part in PARTS))
-                for fold in self.folds
-            )
-        )
+        parts = ((fold, (tuple(c for c in fold.part(part) if c in kept) for part in PARTS)) for fold in self.folds)
+        return replace(self, folds=tuple(type(fold)(fold.index, *left) for fold, left in parts))
 
     def check(self, cohort: Cohort, source: object) -> None:
         """Compare with a cohort.
@@ -130,12 +167,16 @@ def make_splits(cohort: Cohort, config: SplitConfig) -> Splits:
     labels = cohort.case_labels()
     cases, classes = np.array(list(labels)), np.array(list(labels.values()))
     strata = _strata(cohort, classes, config.folds)
-    given = config.use_fold_column
-    test_fold = _given_folds(cohort, cases) if given else _drawn_folds(cohort, classes, strata, config)
+    if config.use_fold_column:
+        test_fold = _given_folds(cohort, cases)
+    elif config.site == "ignore":
+        test_fold = _drawn_folds(cohort, classes, strata, config)
+    else:
+        test_fold = site_folds(cohort, strata, config.folds, config.seed, config.site)
     folds = []
     for index, number in enumerate(np.unique(test_fold)):
         rest = np.flatnonzero(test_fold != number)
-        is_val = _draw_validation(strata[rest], config, index)
+        is_val = draw_validation(strata[rest], config, index)
         with _naming(cohort.source):
             train, val, test = cases[rest[~is_val]], cases[rest[is_val]], cases[test_fold == number]
             folds.append(Fold(index, _names(train), _names(val), _names(test)))
@@ -203,7 +244,7 @@ def _given_folds(cohort: Cohort, cases: np.ndarray) -> np.ndarray:
     return test_fold
 
 
-def _draw_validation(classes: np.ndarray, config: SplitConfig, index: int) -> np.ndarray:
+def draw_validation(classes: np.ndarray, config: SplitConfig, index: int) -> np.ndarray:
     """Which of a fold's non-test cases validate: of every class its share, at least one where two are there."""
     generator = np.random.default_rng([config.seed, index])
     is_val = np.zeros(len(classes), dtype=bool)
@@ -217,14 +258,16 @@ def _draw_validation(classes: np.ndarray, config: SplitConfig, index: int) -> np
 def write_splits(path: Path, splits: Splits) -> None:
     """Write the table, one row per case in order of first appearance."""
     cells: dict[str, dict[str, str]] = {}
+    kind = "repeat" if splits.repeated else "fold"
     for fold in splits.folds:
         for part in PARTS:
+            word = BOTH if fold.validates_on_test and part != "train" else part
             for case in fold.part(part):
-                cells.setdefault(case, {})[f"fold_{fold.index}"] = part
+                cells.setdefault(case, {})[f"{kind}_{fold.index}"] = word
     table = pd.DataFrame.from_dict(cells, orient="index").fillna("")
     table.index.name = "case_id"
     buffer = io.StringIO()
-    table.sort_index().to_csv(buffer, columns=[f"fold_{fold.index}" for fold in splits.folds])
+    table.sort_index().to_csv(buffer, columns=[f"{kind}_{fold.index}" for fold in splits.folds])
     write_text(path, buffer.getvalue())
 
 
@@ -235,7 +278,7 @@ def read_splits(path: Path) -> Splits:
         CohortError: missing file or columns, an unknown part, or folds that leak.
     """
     header, records = read_table(path, "make it with 'mhim split'")
-    columns = sorted((name for name in header if FOLD_COLUMN.fullmatch(name)), key=lambda name: int(name[5:]))
+    columns = sorted((name for name in header if FOLD_COLUMN.fullmatch(name)), key=lambda name: int(name.split("_")[1]))
     if "case_id" not in header or not columns:
         raise CohortError(f"{path}: expected columns case_id, fold_0, fold_1, ... (found: {', '.join(header)})")
     cases = [record["case_id"] for _, record in records]
@@ -244,12 +287,18 @@ def read_splits(path: Path) -> Splits:
         raise CohortError(f"{path}: case {repeated[0]} appears more than once")
     parts = [{record["case_id"]: record[column] for _, record in records} for column in columns]
     with _naming(path):
-        return Splits(tuple(_fold(index, part_of) for index, part_of in enumerate(parts)))
+        folds = tuple(_fold(index, part_of) for index, part_of in enumerate(parts))
+        return Splits(folds, repeated=columns[0].startswith("repeat"))
 
 
 def _fold(index: int, part_of: Mapping[str, str]) -> Fold:
     for case, part in part_of.items():
-        if part not in ("", *PARTS):
+        if part not in ("", BOTH, *PARTS):
             raise CohortError(f"case {case} has part '{part}' in fold {index}; expected train, val or test")
     parts: dict[str, Sequence[str]] = {name: [c for c, part in part_of.items() if part == name] for name in PARTS}
+    both = tuple(sorted(case for case, part in part_of.items() if part == BOTH))
+    if both:
+        if parts["val"] or parts["test"]:
+            raise CohortError(f"fold {index} holds '{BOTH}' beside val or test; a published fold has no other part")
+        return TestSelectedFold(index, tuple(sorted(parts["train"])), both, both)
     return Fold(index, *(tuple(sorted(parts[name])) for name in PARTS))

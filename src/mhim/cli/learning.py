@@ -24,6 +24,8 @@ from mhim.cli.shared import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mhim.cohort import Cohort
+    from mhim.splits import Splits
     from mhim.training.crossval import RunPlan
     from mhim.training.runs import RunConfig
 
@@ -37,7 +39,11 @@ def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
     app.command(
         epilog=examples(
-            "mhim split cohort.csv -o splits.csv --folds 5", "mhim split cohort.csv -o splits.csv --task survival"
+            "mhim split cohort.csv -o splits.csv --folds 5",
+            "mhim split cohort.csv -o splits.csv --site leave-one-out",
+            "mhim split cohort.csv -o splits.csv --from clam/splits/task_100",
+            "mhim split cohort.csv -o splits.csv --protocol iccv2023-camelyon16 --seed 2021",
+            "mhim split cohort.csv -o splits.csv --task survival",
         )
     )(split)
     app.command(
@@ -58,23 +64,43 @@ def add_to(app: typer.Typer) -> None:
 def split(
     cohort: Annotated[Path, typer.Argument(help="Cohort table: slide_id, case_id, label.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Splits table to write.")],
-    folds: Annotated[int, typer.Option(min=2, help="Number of folds; every case is tested once.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Number of folds; every case is tested once. Default 5.")
+    ] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of a fold's other cases used for validation.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the assignment.")] = 0,
     use_fold_column: Annotated[bool, typer.Option(help="Take test folds from the column 'fold'.")] = False,
+    site: Annotated[
+        str,
+        typer.Option(
+            help="ignore; stratify by site too; preserve (each site in one fold); leave-one-out (a fold a site)."
+        ),
+    ] = "ignore",
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Split files of CLAM (folder), STAMP, Patho-Bench, MHIM, or a table of parts."),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Folds of a published protocol, by its --seed. Not honest; see the docs.")
+    ] = None,
     task: TaskOption = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Split cases into train, validation and test part, stratified by label; for survival by event and time."""
-    from mhim.config import validate
     from mhim.errors import ArtefactError
-    from mhim.splits import SplitConfig, make_splits, read_splits, write_splits
+    from mhim.splits import read_splits, write_splits
     from mhim.training.runs import tasks
 
-    values = {"folds": folds, "val_fraction": val_fraction, "seed": seed, "use_fold_column": use_fold_column}
+    values = {
+        "folds": folds,
+        "val_fraction": val_fraction,
+        "seed": seed,
+        "use_fold_column": use_fold_column,
+        "site": site,
+    }
     read_cohort = tasks.build(tasks.parse(task or "classification")).read_cohort
-    splits = make_splits(read_cohort(cohort), validate(SplitConfig, values, "split"))
+    splits = _splits_of(read_cohort(cohort), values, source, protocol)
     for fold in splits.folds:
         say(f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases")
     if dry_run:
@@ -86,6 +112,38 @@ def split(
         raise ArtefactError(f"{out}: holds other folds; give another --out, or --overwrite")
     write_splits(out, splits)
     say(f"wrote {out}")
+
+
+def _splits_of(cohort: Cohort, values: dict[str, Any], source: Path | None, protocol: str | None) -> Splits:
+    """Drawn folds, those of another program's files, or those of a published protocol."""
+    from mhim.config import validate
+    from mhim.errors import ConfigError
+    from mhim.protocols import protocol as find_protocol
+    from mhim.protocols import published_splits
+    from mhim.split_files import read_foreign_splits
+    from mhim.splits import SplitConfig, make_splits
+
+    config = validate(SplitConfig, {key: value for key, value in values.items() if value is not None}, "split")
+    drawn = {"--folds": values["folds"], "--use-fold-column": config.use_fold_column, "--site": config.site != "ignore"}
+    if source is not None:
+        useless = [name for name, given in (drawn | {"--protocol": protocol}).items() if given]
+        if useless:
+            raise ConfigError(f"split: {useless[0]} has no effect with --from; leave one of them out")
+        found = read_foreign_splits(source, cohort, config)
+        drew = (
+            f"; it has no validation part, {config.val_fraction:.0%} of training was drawn"
+            if found.drew_validation
+            else ""
+        )
+        say(f"{source}: {found.layout} layout{drew}")
+        return found.splits
+    if protocol is None:
+        return make_splits(cohort, config)
+    chosen = find_protocol(protocol)
+    if config.use_fold_column or config.site != "ignore":
+        raise ConfigError(f"split: protocol {protocol} draws its own folds; leave --use-fold-column and --site out")
+    say(f"note: {chosen.caution}")
+    return published_splits(cohort, chosen, config.seed, values["folds"])
 
 
 def train(
@@ -103,6 +161,9 @@ def train(
         Path | None, typer.Option(help="Plain run of the same cohort, splits and seed to start from.")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Folds trained side by side.")] = 0,
+    protocol: Annotated[
+        str | None, typer.Option(help="Published protocol by name. Default: honest, chosen on validation.")
+    ] = None,
     allow_missing: Annotated[bool, typer.Option(help="Go on without slides that have no bag.")] = False,
     preset: PresetOption = None,
     config: ConfigOption = None,
@@ -133,6 +194,7 @@ def train(
         "seed": seed,
         "train": {"epochs": epochs, "device": device},
         "allow_missing": allow_missing or None,
+        "protocol": protocol,
     }
     resolved = run_config(config, options, set_ or [], preset or [])
     if baseline is not None:

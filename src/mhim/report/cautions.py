@@ -11,6 +11,7 @@ import numpy as np
 from mhim.evaluation import Summary
 from mhim.maps.study import read_test_predictions
 from mhim.metrics import METRICS
+from mhim.protocols import protocol
 from mhim.training.runs import Run
 
 FEW_CASES = 100
@@ -27,7 +28,8 @@ def cautions(runs: Sequence[Run], metrics: Sequence[dict[str, Any]], summaries: 
         metrics: what :func:`mhim.evaluation.evaluate_run` says of each.
         summaries: the rows of the results table.
     """
-    found = [*_small_data(runs[0], metrics[0]), *_different_data(runs)]
+    published = protocol(runs[0].config.protocol).caution
+    found = [*([published] if published else []), *_small_data(runs[0], metrics[0]), *_different_data(runs)]
     for run, said in zip(runs, metrics, strict=True):
         found += _undefined(run, said) + _training(run)
     for summary in summaries:
