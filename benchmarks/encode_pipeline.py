@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -189,7 +188,7 @@ def cpu_bound(chosen: argparse.Namespace) -> None:
 def memory(chosen: argparse.Namespace) -> None:
     """Peak resident memory by slide size, one process each."""
     for side in chosen.sides:
-        slide_with_grid(chosen.folder / f"side{side}", "slide", side, offset_px0=chosen.offset)
+        slide_with_grid(chosen.folder / f"side{side}", "slide", side, chosen.limit, chosen.offset)
         command = [sys.executable, __file__, "one", "--folder", str(chosen.folder / f"side{side}")]
         more = ["--resample", chosen.resample, "--workers", str(chosen.workers)]
         done = subprocess.run([*command, *more], check=True, capture_output=True, text=True)
@@ -199,11 +198,17 @@ def memory(chosen: argparse.Namespace) -> None:
 def one(chosen: argparse.Namespace) -> None:
     """Encode one slide without an encoder's cost and print this process's peak."""
     config = EncodeConfig.model_validate({"encoder": {"name": "accelerator", "rate": 0}, "resample": chosen.resample})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mib()
     jobs = encode_jobs(chosen.folder / "tiles", chosen.folder / "unused")
     _, wall, cpu = run(jobs, config, build_encoder(config, "cpu"), chosen.workers)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     print(f"peak {peak:.0f} MiB, {peak - before:.0f} over the imports; {wall:.0f} s, {cpu:.0f} CPU s")
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process since it began (Linux; getrusage also counts its parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -216,6 +221,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=4)
     parser.add_argument("--tiles", type=int, default=640)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="memory: only so many tiles of each slide, full rows from its top")
     parser.add_argument("--offset", type=int, default=0, help="corner of the grid, level-0 px; off the stored tiles")
     parser.add_argument("--reading", type=float, default=0, help="simulated reading, ms a tile and thread")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

@@ -187,25 +187,16 @@ class Writer:
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
+            works = [work for work, _, _ in task[0]] + task[1]
             for work, rows, features in task[0]:
-                self._write(work, rows, features)
+                work.write(rows, features)
             for work in task[1]:
                 try:
                     self._end(work)
                 except Exception as error:  # noqa: BLE001  (raised where batches are handed over)
                     self.fatal = self.fatal or error
-                if work.error is not None and is_disk_full(work.error):
-                    self.fatal = self.fatal or work.error
-
-    def _write(self, work: SlideWork, rows: NDArray[np.int64], features: NDArray[np.float32]) -> None:
-        try:
-            if work.error is None:
-                for chunk in work.collect(rows, features):
-                    work.bag.write(chunk)
-        except Exception as error:  # noqa: BLE001  (reported as the slide's failure)
-            work.fail(error)
-            if is_disk_full(error):
-                self.fatal = self.fatal or error
+            full = [work.error for work in works if work.error is not None and is_disk_full(work.error)]
+            self.fatal = self.fatal or next(iter(full), None)
 
 
 class Ahead(Generic[T]):

@@ -50,7 +50,7 @@ class SlideWork:
 
     def __post_init__(self) -> None:
         self.error: BaseException | None = None
-        self._worthless = False
+        self._worthless = self._unwritable = False
         self._lock = threading.Lock()
         self._unreadable: dict[int, str] = dict(self.bag.failed)
         self._deadline: float | None = None
@@ -61,10 +61,24 @@ class SlideWork:
         return self.reader.size_px
 
     def fail(self, error: BaseException, worthless: bool = False) -> None:
-        """Give the slide up; what is on disk is kept for the next run unless it is ``worthless``."""
+        """Give the slide up; what is computed is kept for the next run unless it is ``worthless``."""
         with self._lock:
             if self.error is None:
                 self.error, self._worthless = error, worthless
+
+    def write(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> None:
+        """Take the features of the next rows, and write the chunks that become whole; failures end the slide.
+
+        What was read before the slide was given up is still written.
+        """
+        if self._worthless or self._unwritable:
+            return
+        try:
+            for chunk in self._collect(rows, features):
+                self.bag.write(chunk)
+        except Exception as error:  # noqa: BLE001  (reported as the slide's failure)
+            self._unwritable = True
+            self.fail(error)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the tiles of some rows; what cannot be read is noted. Never raises."""
@@ -77,20 +91,6 @@ class SlideWork:
                 self._note_unreadable({int(rows[index]): reason for index, reason in failed.items()})
         except Exception as error:  # noqa: BLE001  (a slide that fails in a way nobody thought of must not stop the rest)
             self.fail(error)
-
-    def collect(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> Iterator[Chunk]:
-        """The whole chunks that these features complete. Failures end the slide."""
-        failed = {row: self._unreadable[row] for row in rows.tolist() if row in self._unreadable}
-        read = np.array([row not in failed for row in rows.tolist()])
-        stored = np.zeros(features.shape, dtype=self.config.storage)
-        try:
-            if read.any():
-                check_features(features[read], self.job.path)
-                stored[read] = to_storage(features[read], self.config.storage, self.job.path)
-        except Exception as error:  # noqa: BLE001  (reported as the slide's failure)
-            self.fail(error, worthless=True)
-            return
-        yield from self.bag.put(rows, stored, failed)
 
     def end(self) -> SlideEnd:
         """Finish the bag, or leave what is whole for the next run; says what became of the slide."""
@@ -111,6 +111,20 @@ class SlideWork:
         """Let go of slide and bag; what is whole stays for the next run."""
         self.reader.close()
         self.bag.close()
+
+    def _collect(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> Iterator[Chunk]:
+        """The whole chunks that these features complete. Features that cannot be stored end the slide."""
+        failed = {row: self._unreadable[row] for row in rows.tolist() if row in self._unreadable}
+        read = np.array([row not in failed for row in rows.tolist()])
+        stored = np.zeros(features.shape, dtype=self.config.storage)
+        try:
+            if read.any():
+                check_features(features[read], self.job.path)
+                stored[read] = to_storage(features[read], self.config.storage, self.job.path)
+        except Exception as error:  # noqa: BLE001  (reported as the slide's failure)
+            self.fail(error, worthless=True)
+            return
+        yield from self.bag.put(rows, stored, failed)
 
     def _check_time(self) -> None:
         limit = self.config.max_seconds
