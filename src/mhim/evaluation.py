@@ -12,8 +12,9 @@ import numpy as np
 from mhim.artefacts import write_json
 from mhim.errors import CohortError, ConfigError
 from mhim.metrics import METRICS, Predictions
-from mhim.protocols import require_one_protocol
+from mhim.protocols import protocol, require_one_protocol
 from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
+from mhim.run_statistics import further_statistics
 from mhim.survival import SURVIVAL_METRICS, SurvivalPredictions
 from mhim.training.runs import Run
 
@@ -100,7 +101,16 @@ def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
         ],
         "fold_mean": mean,
         "pooled": together,
+        **({"further": further_statistics(folds, _validation(run), draws)} if run.task.metrics is METRICS else {}),
     }
+
+
+def _validation(run: Run) -> list[Any] | None:
+    """Validation predictions by fold; None where the test part validated."""
+    if protocol(run.config.protocol).epoch_by == "test":
+        return None
+    tables = (run.predictions(fold) for fold in run.folds)
+    return [run.task.from_table(table.loc[table["part"] == "val"], run.classes) for table in tables]
 
 
 def write_metrics(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
