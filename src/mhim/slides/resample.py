@@ -64,8 +64,13 @@ def scale_between(level_mpp: float, mpp: float) -> float:
 
 
 def source_side_px(size_px: int, scale: float, shift_px: float = 0.0) -> int:
-    """Source pixels along one axis that ``size_px`` wanted ones span."""
-    return int(np.ceil(shift_px + size_px * scale - 1e-6))
+    """Source pixels to read along one axis for ``size_px`` wanted ones.
+
+    One more than they span where that would be ``size_px`` at another scale than 1: torch takes equal sizes for
+    nothing to do.
+    """
+    side = int(np.ceil(shift_px + size_px * scale - 1e-6))
+    return side + 1 if side == size_px and scale != 1 else side
 
 
 def is_exact(source: Source, size_px: tuple[int, int]) -> bool:
