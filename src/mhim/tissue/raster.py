@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,12 +122,11 @@ def lattice_coverage(
     return np.clip(shares, 0.0, 1.0, dtype=np.float64)
 
 
-def integral(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(rows + 1, columns + 1) float64: number of true cells above and left of each corner."""
-    sums = np.zeros((cells.shape[0] + 1, cells.shape[1] + 1))
-    np.cumsum(cells, axis=0, dtype=np.float64, out=sums[1:, 1:])
-    np.cumsum(sums, axis=1, out=sums)
-    return sums
+def integral(cells: NDArray[np.bool_]) -> NDArray[Any]:
+    """(rows + 1, columns + 1) int32: number of true cells above and left of each corner."""
+    import cv2
+
+    return np.asarray(cv2.integral(cells.view(np.uint8)))
 
 
 def _bounds(corners: NDArray[np.int64], side: float, per_cell: float, cells: int) -> NDArray[np.float64]:
@@ -135,7 +135,7 @@ def _bounds(corners: NDArray[np.int64], side: float, per_cell: float, cells: int
     return np.asarray(bounds.clip(0, cells), dtype=np.float64)
 
 
-def _lerp(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+def _lerp(values: NDArray[Any], at: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of ``values`` at fractional places."""
     index = np.minimum(at.astype(np.intp), len(values) - 2)
     share = (at - index)[:, None]
@@ -143,7 +143,7 @@ def _lerp(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.fl
     return between
 
 
-def _sum_to(sums: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sum_to(sums: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """True area of the rectangle from the origin to (x, y), in cells: the integral image, interpolated."""
     rows, columns = sums.shape[0] - 1, sums.shape[1] - 1
     x, y = np.clip(x, 0, columns), np.clip(y, 0, rows)

@@ -62,6 +62,62 @@ def rings(cells: NDArray[Any], *, every_pixel: bool = True) -> list[tuple[NDArra
     return [(ring, holes.get(index, [])) for index, ring in enumerate(flat) if parents[index] < 0]
 
 
+def whole_pieces(
+    cells: NDArray[Any], seeds: NDArray[Any], min_cells: float, least_share: float, min_hole_cells: float
+) -> NDArray[np.uint8]:
+    """Connected parts (8 neighbours) that are large enough and hold enough seeds, their small holes filled.
+
+    Works on the borders, not on the area: a part of border length B that encloses the area A has A + B / 2 + 1
+    cells with its holes, a hole A - B / 2 + 1 (Pick's theorem).
+
+    Args:
+        cells: (h, w) uint8 of 0 and 1; its outermost cells are 0.
+        seeds: (h, w) uint8 of 0 and 1.
+        min_cells: least number of cells of a part, holes counted in.
+        least_share: least share of a part that is seeds.
+        min_hole_cells: smaller holes are filled.
+
+    Returns:
+        (h, w) uint8 of 0 and 1.
+    """
+    import cv2
+
+    result = cells.copy()
+    found, tree = cv2.findContours(cells, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    parents = np.asarray(tree)[0][:, 3].tolist() if tree is not None else []
+    holes: dict[int, list[Any]] = {}
+    for ring, parent in zip(found, parents, strict=True):
+        if parent >= 0:
+            holes.setdefault(parent, []).append(ring)
+    filled_in: list[Any] = []
+    for index, (ring, parent) in enumerate(zip(found, parents, strict=True)):
+        if parent >= 0:
+            continue
+        own = holes.get(index, [])
+        if cv2.contourArea(ring) + len(ring) / 2 + 1 < min_cells or not _holds_seeds(ring, cells, seeds, least_share):
+            cv2.drawContours(result, [ring, *own], -1, 0, cv2.FILLED)
+            continue
+        filled_in += [hole for hole in own if cv2.contourArea(hole) - len(hole) / 2 + 1 < min_hole_cells]
+    for hole in filled_in:
+        cv2.drawContours(result, [hole], -1, 1, cv2.FILLED)
+    return result
+
+
+def _holds_seeds(ring: Any, cells: NDArray[Any], seeds: NDArray[Any], least_share: float) -> bool:
+    """Whether at least a share of the cells inside a ring are seeds."""
+    import cv2
+
+    left, top, width, height = cv2.boundingRect(ring)
+    place = (slice(top, top + height), slice(left, left + width))
+    marked = cv2.countNonZero(seeds[place])
+    if marked == 0:
+        return False
+    inside = np.zeros((height, width), dtype=np.uint8)
+    cv2.drawContours(inside, [ring - np.array([left, top])], -1, 1, cv2.FILLED)
+    inside &= cells[place]
+    return cv2.countNonZero(inside & seeds[place]) >= least_share * cv2.countNonZero(inside)
+
+
 def scaled(ring: NDArray[np.int32], px0_per_cell: tuple[float, float]) -> NDArray[np.int32]:
     """A ring in level-0 pixels, fractions cut off."""
     return (ring * np.asarray(px0_per_cell)).astype(np.int32)

@@ -12,14 +12,16 @@ from mhim.config import Settings
 from mhim.errors import SlideError
 from mhim.slides import Slide
 from mhim.tissue.focus import blurred_cells
-from mhim.tissue.ink import Planes, components, disc, find_ink, odd
+from mhim.tissue.ink import Planes, disc, find_ink, odd
 from mhim.tissue.raster import TissueMask, raster_size, stored_downsamples
+from mhim.tissue.regions import whole_pieces
 
 DARK_LEVEL = 60
 BRIGHT_LEVEL = 180
 FAINT_LEVEL = 5
 COARSEST_UM, FINEST_UM = 16.0, 4.0
-CELLS_WANTED, CELLS_ENOUGH = 1024, 256
+CELLS_WANTED, CELLS_ENOUGH = 1024, 512
+SAMPLE_SIDE = 384
 
 
 class TissueConfig(Settings):
@@ -110,8 +112,9 @@ def refuse_dark(rgb: NDArray[np.uint8], name: str) -> None:
     Raises:
         SlideError: it is such a picture.
     """
-    dark = float((rgb.max(axis=2) < DARK_LEVEL).mean())
-    if dark > 0.5 and float((rgb.min(axis=2) >= BRIGHT_LEVEL).mean()) < 0.01:
+    planes = Planes.of(_sample(rgb))
+    dark = float((planes.brightest < DARK_LEVEL).mean())
+    if dark > 0.5 and float((planes.darkest >= BRIGHT_LEVEL).mean()) < 0.01:
         raise SlideError(f"{name}: dark background, looks like fluorescence; only bright-field slides can be tiled")
 
 
@@ -123,24 +126,40 @@ def _tissue_cells(
 
     planes = Planes.of(balanced(_smooth(rgb, um_per_cell, config.smooth_um)))
     ink = find_ink(planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
+    clear = 1 - ink
     threshold = config.threshold
     if threshold is None:
-        otsu, _ = cv2.threshold(np.ascontiguousarray(planes.chroma[ink == 0]).reshape(-1, 1), 0, 255, cv2.THRESH_OTSU)
-        threshold = float(np.clip(otsu, *config.threshold_range))
-    stained = ((planes.chroma > threshold) & (ink == 0)).view(np.uint8)
-    evidence = stained | _without_rim(_pale_pink(planes, threshold) & ~ink & 1, stained) if config.faint else stained
+        threshold = float(np.clip(_otsu(planes.chroma, clear), *config.threshold_range))
+    stained = (planes.chroma > threshold).view(np.uint8) & clear
+    evidence = stained | _without_rim(_pale_pink(planes, threshold) & clear, stained) if config.faint else stained
     kernel = disc(config.close_um, um_per_cell)
     side = len(kernel)  # what lies outside the picture is background: gaps at its edge stay open
     padded = cv2.copyMakeBorder(evidence, side, side, side, side, cv2.BORDER_CONSTANT, value=[0])
     closed = np.asarray(cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
-    closed[side:-side, side:-side] &= ~ink & 1
-    seeds = np.zeros_like(closed)
-    seeds[side:-side, side:-side] = stained
-    tissue = components(closed, seeds, config.min_tissue_um2 / um_per_cell**2, least_share=0.05)
-    background = 1 - tissue
-    tissue = 1 - components(background, background, config.min_hole_um2 / um_per_cell**2)
-    inside = tissue[side:-side, side:-side] & ~ink & 1
-    return inside == 1, ink == 1
+    inner = (slice(side, -side), slice(side, -side))
+    closed[inner] &= clear
+    seeds = np.asarray(cv2.copyMakeBorder(stained, side, side, side, side, cv2.BORDER_CONSTANT, value=[0]))
+    cell_um2 = um_per_cell**2
+    tissue = whole_pieces(closed, seeds, config.min_tissue_um2 / cell_um2, 0.05, config.min_hole_um2 / cell_um2)
+    return (tissue[inner] & clear).view(np.bool_), ink.view(np.bool_)
+
+
+def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
+    """Otsu's threshold of a plane (h, w) uint8 where ``inside`` is 1 (Otsu 1979): largest variance between classes."""
+    import cv2
+
+    counts = np.asarray(cv2.calcHist([plane], [0], inside, [256], [0, 256]), dtype=np.float64).ravel()
+    below = np.cumsum(counts)
+    total, mass = below[-1], np.cumsum(counts * np.arange(256))
+    parts = below * (total - below)
+    gap = mass[-1] * below - mass * total
+    return float(np.argmax(np.divide(gap * gap, parts, out=np.zeros(256), where=parts > 0)))
+
+
+def _sample(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every n-th cell of a large picture, enough to know its colours."""
+    step = max(1, max(rgb.shape) // SAMPLE_SIDE)
+    return np.ascontiguousarray(rgb[::step, ::step])
 
 
 def _smooth(rgb: NDArray[np.uint8], um_per_cell: float, smooth_um: float) -> NDArray[np.uint8]:
@@ -155,16 +174,16 @@ def _pale_pink(planes: Planes, threshold: float) -> NDArray[Any]:
     import cv2
 
     pink = np.asarray(cv2.subtract(cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0), planes.green))
-    glass = pink[planes.darkest >= 200]
-    usual = int(np.argmax(np.bincount(glass.ravel(), minlength=10)[:10])) if glass.size else 0
+    glass = np.asarray(cv2.compare(planes.darkest, np.full(1, 200, np.uint8), cv2.CMP_GE))
+    usual = int(np.argmax(cv2.calcHist([pink], [0], glass, [256], [0, 256])[:10]))
     return (pink > min(max(usual + 4, FAINT_LEVEL), threshold)).view(np.uint8)
 
 
 def _without_rim(pale: NDArray[Any], stained: NDArray[Any]) -> NDArray[Any]:
-    """Pale cells, but not a rim one cell wide: there the cell is only partly tissue."""
+    """Pale cells, but not a rim two cells wide: there colour bleeds, or the cell is only partly tissue."""
     import cv2
 
-    block = np.ones((3, 3), np.uint8)
+    block = np.ones((5, 5), np.uint8)
     far = pale & (1 - np.asarray(cv2.dilate(stained, block), dtype=np.uint8))
     return pale & np.asarray(cv2.dilate(far, block), dtype=np.uint8)
 
@@ -183,7 +202,8 @@ def glass_colour(rgb: NDArray[np.uint8]) -> NDArray[Any]:
 
     Where these are pink there is no glass, and white is neutral at their brightest channel.
     """
-    darkest = rgb.min(axis=2)
+    rgb = _sample(rgb)
+    darkest = Planes.of(rgb).darkest
     counts = np.bincount(darkest.ravel(), minlength=256)
     if counts[BRIGHT_LEVEL:254].sum() >= 0.05 * darkest.size:
         counts[254:] = 0
