@@ -1,4 +1,4 @@
-"""Verbs that make pictures for people: figure, sheet."""
+"""Verbs that make pictures for people: figure, sheet, mining."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from mhim.batch import console
 from mhim.cli.results import RunPaths, WithBaseline, open_runs
-from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, load_plugins
+from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, finish, load_plugins
 
 Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
 Features = Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")]
@@ -29,6 +29,12 @@ def add_to(app: typer.Typer) -> None:
             "mhim sheet runs/mhim --with-baseline -o sheets --slides slide-1,slide-2 --tiles 18 --per-slide 18",
         )
     )(sheet)
+    app.command(
+        epilog=examples(
+            "mhim mining runs/mhim -o mining",
+            "mhim mining runs/mhim -o mining --slides slide-1 --moment start --moment best",
+        )
+    )(mining)
 
 
 def figure(
@@ -91,3 +97,44 @@ def sheet(
         return
     for path, count in write_sheets(study, out, chosen, tiles, per_slide).items():
         console.print(f"wrote {path} ({count} tiles)", highlight=False)
+
+
+def mining(
+    runs: RunPaths,
+    out: OutputDir,
+    slides: Annotated[str | None, typer.Option(help="Slides, separated by commas. Default: telling ones.")] = None,
+    max_slides: Annotated[int, typer.Option(min=1, help="How many telling slides to draw when none are named.")] = 12,
+    moments: Annotated[
+        list[str] | None, typer.Option("--moment", help="start, middle, best or last. Repeatable. Default: all kept.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random part of the masks.")] = 0,
+    cohort: Cohort = None,
+    features: Features = None,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Draw what MHIM's teacher attends to and masks at the start, middle, best and last epoch.
+
+    Every slide by the fold that tested it: the teacher never learned from it.
+    """
+    from mhim.config import validate
+    from mhim.errors import ConfigError
+    from mhim.maps import MapConfig, Study
+    from mhim.maps.mining import draw_mining
+    from mhim.training.snapshots import MOMENTS
+
+    load_plugins(plugin)
+    unknown = sorted(set(moments or ()) - set(MOMENTS))
+    if unknown:
+        raise ConfigError(f"--moment {unknown[0]}: expected one of {', '.join(MOMENTS)}")
+    values = {"cohort": cohort, "features": features, "max_slides": max_slides}
+    config = validate(MapConfig, {key: value for key, value in values.items() if value is not None}, "mining")
+    opened = open_runs(runs, with_baseline=False)
+    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    if dry_run:
+        chosen = Study.of(opened, config).chosen(config, named)
+        console.print(f"would draw {len(chosen)} slides into {out}: {', '.join(chosen)}", highlight=False)
+        return
+    result = draw_mining(opened, out, config, named, moments, seed)
+    console.print(f"wrote {out}", highlight=False)
+    finish(result)
