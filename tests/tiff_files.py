@@ -73,6 +73,7 @@ def write_jpeg(
                 photometric="ycbcr" if colours == "ycc" else "rgb",
                 subsampling=(2, 2) if colours == "ycc" else None,
                 compression="jpeg",
+                compressionargs={} if colours == "ycc" else {"outcolorspace": "rgb"},
                 description=text if is_aperio else None,
                 subfiletype=1 if level and not is_aperio else 0,
                 metadata=None,
