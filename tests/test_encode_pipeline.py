@@ -344,7 +344,7 @@ def verb(folder: Path, out: Path, *words: str) -> list[str]:
 def test_a_killed_run_goes_on_inside_its_slide_and_gives_the_same_bytes(real: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     words = [sys.executable, "-m", "mhim", *verb(real, out)]
-    killed = subprocess.run(words, env={**os.environ, "DEADLY": "700"}, capture_output=True, timeout=120, check=False)
+    killed = subprocess.run(words, env={**os.environ, "DEADLY": "700"}, capture_output=True, timeout=600, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not list(out.glob("[!.]*"))
     assert {".a.h5.journal", ".a.h5.partial"} <= {path.name for path in out.iterdir()}

@@ -129,7 +129,7 @@ class PartialBag:
         """Take features; gives each chunk that became whole, for :meth:`write`.
 
         Args:
-            rows: (k,) rows of the slide, ascending, the next ones of ``pending_rows``.
+            rows: (k,) rows of the slide, the next ones of ``pending_rows``, without a gap.
             features: (k, D) in the dtype of the file; what lies in failed rows does not matter.
             failed: rows among these whose tiles could not be read, with the reason.
         """
@@ -141,7 +141,9 @@ class PartialBag:
             if self._current is None or self._current.index != index:
                 count = min(CHUNK_ROWS, len(self.plan) - first)
                 self._current = Chunk(index, np.empty((count, self.plan.dim), dtype=self.plan.dtype))
-            chunk = self._current  # rows of a chunk are asked for without a gap
+            chunk = self._current
+            if int(rows[at]) != first + chunk.filled:
+                raise ValueError("rows of a chunk come one after the other")
             chunk.values[chunk.filled : chunk.filled + stop - at] = features[at:stop]
             chunk.filled += stop - at
             if failed:
