@@ -188,10 +188,7 @@ def plan_tiles(
     if spec.min_tissue != 0 and not tissue.cells.any():
         raise SlideError(f"{name}: no tissue found; look at the slide, or set tissue.threshold lower")
     if grid == "clam":
-        xy_px0 = clam_tiles(tissue, size_px0, scale)
-        if not len(xy_px0):
-            raise SlideError(f"{name}: no tile of {scale.side_px0:g} px (level 0) lies in CLAM's outlines")
-        return xy_px0
+        return _clam_corners(tissue, size_px0, scale, name)
     x, y = (_corners(length, scale) for length in size_px0)
     if not len(x) or not len(y):
         raise SlideError(
@@ -205,6 +202,13 @@ def plan_tiles(
     if not len(rows):
         raise SlideError(f"{name}: no tile holds {least:.0%} tissue; lower --min-tissue or --tile-px")
     return np.stack([x[columns], y[rows]], axis=1)
+
+
+def _clam_corners(tissue: TissueMask, size_px0: tuple[int, int], scale: TileScale, name: str) -> NDArray[np.int64]:
+    xy_px0 = clam_tiles(tissue, size_px0, scale)
+    if not len(xy_px0):
+        raise SlideError(f"{name}: no tile of {scale.side_px0:g} px (level 0) lies in CLAM's outlines")
+    return xy_px0
 
 
 def grid_of(spec: TileSpec, tissue: TissueMask) -> Literal["mpp", "clam", "trident"]:

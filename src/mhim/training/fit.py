@@ -117,8 +117,7 @@ def fit(
         train: training slides.
         val: validation slides: they choose the epoch.
         config: the optimisation.
-        generator: CPU generator of bag order and masks. Dropout draws from torch's global generator,
-            which is seeded from this one and restored afterwards.
+        generator: CPU generator of bag order and masks; seeds torch's global one, of dropout, for the while.
         on_epoch: called after each epoch.
         monitor: watches what is masked.
         task: what is predicted and scored; the method's objective is taken from it.
@@ -127,20 +126,16 @@ def fit(
     Raises:
         FeatureError: a loss or a prediction that is not finite; names the slide.
     """
-    device = choose_device(config.device)
-    method.to(device)
+    method.to(device := choose_device(config.device))
     method.objective = task.objective
-    optimiser = torch.optim.Adam(method.trainable(), lr=config.lr, weight_decay=config.weight_decay)
-    horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
-    history: list[Epoch] = []
-    best, state = 0, {}
+    optimiser, schedule = _optimisation(method, config)
+    keeper = keeper or TeacherKeeper(config.epochs)
+    history, best, state = list[Epoch](), 0, {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
-            if keeper is not None:
-                keeper.before_epoch(index, method)
+            keeper.before_epoch(index, method)
             terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor, task)
             schedule.step()
             predictions, loss = predict(method.model, val, task)
@@ -150,11 +145,18 @@ def fit(
             if index <= config.choose_from or now > then:
                 best = index
                 state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
-            if keeper is not None:
-                keeper.after_epoch(index, method, best == index)
+            keeper.after_epoch(index, method, best == index)
             if index - best >= config.patience and index + 1 >= config.min_epochs:
                 break
     return FitResult(tuple(history), best, state)
+
+
+def _optimisation(
+    method: Method, config: TrainConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimiser = torch.optim.Adam(method.trainable(), lr=config.lr, weight_decay=config.weight_decay)
+    horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
 
 
 def train_epoch(
