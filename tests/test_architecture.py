@@ -37,7 +37,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tile_preview",),
     ("tile_sheet",),
     ("tiling", "encode", "convert", "training"),
-    ("evaluation",),
+    (
+        "evaluation",
+        "reproduce",
+    ),
     ("maps", "ablation", "robustness"),
     ("ablation_tables", "exports"),
     ("report",),

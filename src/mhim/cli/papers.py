@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mhim.batch import progress_bar
-from mhim.cli.shared import DryRun, OutputDir, Workers, examples, print_table, say
+from mhim.cli.shared import DryRun, OutputDir, Plugin, Workers, examples, load_plugins, print_table, say
 
 if TYPE_CHECKING:
     from mhim.papers.ilse2018 import Recipe
@@ -17,12 +17,58 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
     app.command(
+        epilog=examples(
+            "mhim reproduce runs/mhim -o runs/again",
+            "mhim reproduce runs/mhim -o runs/again --features new/place/features",
+            "mhim reproduce runs/mhim -o runs/again --dry-run",
+        )
+    )(reproduce)
+    app.command(
         "reproduce-paper",
         epilog=examples(
             "mhim reproduce-paper ilse2018 --data musk1.npz -o papers --workers 2",
             "mhim reproduce-paper ilse2018 --data ucsb_breast_cancer.npz --lr 0.0005 --weight-decay 0.005 -o papers",
         ),
     )(reproduce_paper)
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: OutputDir,
+    cohort: Annotated[Path | None, typer.Option(help="Cohort table, if it has moved.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Folder of bag files, if it has moved.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Splits table, if it has moved.")] = None,
+    workers: Workers = 0,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a run again from its folder, and say whether it is equal bit for bit or what differs.
+
+    Says first what has changed since (data by slide, folds, code, libraries, machine); --dry-run stops there. Exit code
+    1 when something differs. Run again, it goes on where it stopped.
+    """
+    from mhim.reproduce import compare_runs, plan_again, train_again, what_changed
+
+    load_plugins(plugin)
+    places = {"cohort": cohort, "features": features, "splits": splits}
+    opened, plan = plan_again(run, {key: value for key, value in places.items() if value is not None})
+    changes = what_changed(opened, plan)
+    for change in changes:
+        say(f"{change.part}: {change.sentence}")
+    if not changes:
+        say("data, configuration, code, libraries and machine are as they were")
+    if dry_run:
+        raise typer.Exit(1 if changes else 0)
+    stages = list(plan.stages)
+    with progress_bar() as progress:
+        task = progress.add_task("folds", total=sum(len(part.splits.folds) for _, part in stages))
+        again = train_again(opened, plan, out, workers, on_fold=lambda fold: progress.advance(task))
+    results = compare_runs(opened, again)
+    for result in results:
+        typer.echo(f"{result.part}: {result.sentence}")
+    if results:
+        raise typer.Exit(1)
+    typer.echo(f"equal: weights, predictions and histories of {len(opened.folds)} folds, bit for bit")
 
 
 def reproduce_paper(

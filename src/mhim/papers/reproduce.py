@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from mhim.artefacts import read_json, write_json, write_text
 from mhim.config import fingerprint
 from mhim.errors import ArtefactError
-from mhim.papers.ilse2018 import PUBLISHED, UNVERIFIED, Pooling, Recipe, Repetition, train_repetition
+from mhim.papers.ilse2018 import PUBLISHED, RECIPES, UNVERIFIED, Pooling, Recipe, Repetition, train_repetition
 from mhim.papers.mil_sets import MILSet
 from mhim.pool import end_with_parent
 
@@ -194,7 +194,9 @@ def texts(row: Row) -> list[str]:
 
 def notes(recipe: Recipe, data: MILSet) -> list[str]:
     """Sentences that say what was done and what is not verified."""
-    where = "the recipe of this set" if recipe.stated else "the defaults: the paper has no row for this set"
+    changed = "changed from the recipe of this set"
+    where = changed if data.name in RECIPES else "the defaults: the paper has no row for this set"
+    where = "the recipe of this set" if recipe.stated else where
     return [
         f"{data.name}: {len(data)} bags ({int(data.label.sum())} positive), {len(data.features)} instances x "
         f"{data.features.shape[1]}; {len(np.unique(data.test_fold[0]))} folds a repetition, from the file. Gradient "
