@@ -81,6 +81,22 @@ def test_what_cannot_be_had(backend, precision, device, message, monkeypatch):
         choose("x", backend, precision, device)
 
 
+def test_int8_needs_real_tiles(monkeypatch, tmp_path):
+    """Without tiles, or with too few or other ones, int8 is refused in one line."""
+    monkeypatch.setattr(choice_module, "_is_there", lambda package: True)
+    with pytest.raises(ConfigError, match=r"calibrated on real tiles.*--set encoder.calibration=tiles.npy"):
+        build("efficientnet-lite0", {}, precision="int8")
+    path = tmp_path / "c.npy"
+    for tiles, message in (
+        (np.zeros((4, 8, 8, 3), np.uint8), "4 calibration tiles; at least 24"),
+        (np.zeros((30, 8, 8, 3)), "must be an array"),
+        (None, "cannot be read"),
+    ):
+        path.write_bytes(b"") if tiles is None else np.save(path, tiles)
+        with pytest.raises(ConfigError, match=message):
+            build("efficientnet-lite0", {}, precision="int8", calibration=path)
+
+
 def test_short_names_of_precisions():
     """fp32 and bf16 are what they are called elsewhere."""
     for short, name in (("fp32", "float32"), ("bf16", "bfloat16")):
@@ -136,12 +152,13 @@ def test_openvino_in_bfloat16(name, files, tiles):
 @quiet
 def test_int8_is_calibrated_on_given_tiles(files, tmp_path, tiles):
     """By choice: other calibration tiles make another graph, the same ones the same."""
-    np.save(tmp_path / "c.npy", probe_tiles(8, 64, 64, seed=9))
+    np.save(tmp_path / "c.npy", probe_tiles(24, 64, 64, seed=9))
     wanted = build("resnet50", files).encode(tiles)
     first = build("resnet50", files, precision="int8", calibration=tmp_path / "c.npy")
     assert (first.backend, first.precision) == ("openvino", "int8")
     found = first.encode(tiles)
     assert centred_cosine(wanted, found).mean() >= 0.9
+    assert "8 of the calibration's tiles" in first.deviation
     np.testing.assert_array_equal(
         build("resnet50", files, precision="int8", calibration=tmp_path / "c.npy").encode(tiles), found
     )

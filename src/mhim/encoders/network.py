@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig, fingerprint
 from mhim.encoders.backends import Backend, Graph, Precision, Runner, TileGraph, choose, make_runner
+from mhim.encoders.backends.probe import PROBES
 from mhim.encoders.backends.runner import deviation
 from mhim.encoders.contract import Encoder
 from mhim.errors import ConfigError
@@ -32,7 +33,7 @@ class NetworkConfig(ComponentConfig):
     )
     compile: bool = Field(default=False, description="torch only: torch.compile, slow to start")
     calibration: Path | None = Field(
-        default=None, description="int8 only: .npy of (N, h, w, 3) uint8 tiles instead of made-up ones"
+        default=None, description="int8 needs it: .npy of 24 to 72 real tiles, (N, h, w, 3) uint8"
     )
 
 
@@ -64,6 +65,10 @@ class NetworkEncoder(Encoder):
         self.backend, self.precision = self._choice
         if self.config.calibration is not None:
             graph.calibration = _calibration_tiles(self.config.calibration)
+        elif self.precision == "int8":
+            raise ConfigError(
+                f"{self.name}: int8 is calibrated on real tiles; give some with --set encoder.calibration=tiles.npy"
+            )
         self.graph = graph
 
     @cached_property
@@ -144,4 +149,6 @@ def _calibration_tiles(path: Path) -> NDArray[np.uint8]:
         raise ConfigError(f"{path}: calibration tiles cannot be read ({error})") from None
     if not isinstance(tiles, np.ndarray) or tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
         raise ConfigError(f"{path}: calibration tiles must be an array (N, h, w, 3) of uint8")
+    if len(tiles) < 3 * PROBES:
+        raise ConfigError(f"{path}: {len(tiles)} calibration tiles; at least {3 * PROBES} are needed")
     return tiles

@@ -48,7 +48,7 @@ class Graph:
         build: makes the module, in evaluation mode, on the CPU.
         dim: width D of the features.
         is_transformer: whether int8 should treat it as one.
-        calibration: tiles for int8, (N, h, w, 3) uint8, or None for the built-in pictures.
+        calibration: tiles for int8, (N, h, w, 3) uint8, or None.
     """
 
     identity: str

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mhim.encoders.backends.cache import cached
 from mhim.encoders.backends.choice import Choice
 from mhim.encoders.backends.graph import Graph
-from mhim.encoders.backends.probe import probe_tiles
+from mhim.encoders.backends.probe import PROBES
 
 CALIBRATION_TILES = 64
 _FILE = "graph.xml"
@@ -74,7 +74,11 @@ class OpenVinoRunner:
         """Folder of the converted graph."""
         is_int8 = self.choice.precision == "int8"
         key: list[Any] = [self.graph.identity, height_px, width_px, self.version, torch.__version__]
-        key += [hashlib.sha256(self._calibration(height_px, width_px).tobytes()).hexdigest()] if is_int8 else []
+        key += (
+            [hashlib.sha256(np.ascontiguousarray(self._calibration(height_px, width_px)).tobytes()).hexdigest()]
+            if is_int8
+            else []
+        )
 
         def make(folder: Path) -> None:
             model = self._convert(height_px, width_px)
@@ -93,10 +97,12 @@ class OpenVinoRunner:
         return model
 
     def _calibration(self, height_px: int, width_px: int) -> NDArray[np.uint8]:
+        """Tiles to calibrate on: those given, but the last, which the deviation is measured on."""
+        from mhim.encoders.network import fit_tiles
+
         given = self.graph.calibration
-        if given is not None and given.shape[1:3] == (height_px, width_px):
-            return np.ascontiguousarray(given[:CALIBRATION_TILES])
-        return probe_tiles(CALIBRATION_TILES, height_px, width_px)
+        assert given is not None, "int8 without calibration tiles is refused before"
+        return fit_tiles(given[:-PROBES][:CALIBRATION_TILES], height_px, "resize", "bicubic", "calibration")
 
     def _quantised(self, model: Any, height_px: int, width_px: int) -> Any:
         nncf = import_module("nncf")

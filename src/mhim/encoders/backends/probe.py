@@ -9,6 +9,10 @@ _HAEMATOXYLIN = np.array([0.650, 0.704, 0.286], dtype=np.float32)
 _EOSIN = np.array([0.072, 0.990, 0.105], dtype=np.float32)
 
 
+PROBES = 8
+"""Tiles that a deviation is measured on."""
+
+
 def probe_tiles(count: int, height_px: int, width_px: int, seed: int = 0) -> NDArray[np.uint8]:
     """Made-up tissue: eosin in smooth fields, nuclei in haematoxylin, lumens, camera noise.
 

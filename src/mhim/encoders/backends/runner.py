@@ -15,9 +15,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from mhim.encoders.backends.cache import cached, processor
 from mhim.encoders.backends.choice import Choice
 from mhim.encoders.backends.graph import Graph
-from mhim.encoders.backends.probe import centred_cosine, probe_tiles
-
-PROBES = 8
+from mhim.encoders.backends.probe import PROBES, centred_cosine, probe_tiles
 
 Tiles = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -78,16 +76,22 @@ def make_runner(graph: Graph, choice: Choice, device: str = "cpu", compiled: boo
 def deviation(graph: Graph, choice: Choice, runner: Runner, side_px: int, device: str = "cpu") -> str:
     """How far a runtime moves features from torch in float32 on the CPU, in words; measured once and cached.
 
-    The centred cosine (:func:`centred_cosine`) of ``PROBES`` made-up tissue tiles. "none" for the reference itself.
+    The centred cosine (:func:`centred_cosine`) of ``PROBES`` made-up tissue tiles, for int8 of
+    the last calibration tiles, which are not calibrated on. "none" for the reference itself.
     """
     if choice == ("torch", "float32") and torch.device(device).type == "cpu":
         return "none"
-    calibration = None if graph.calibration is None else _digest(graph.calibration)
+    from mhim.encoders.network import fit_tiles
+
+    given = graph.calibration if choice.precision == "int8" else None
+    calibration = None if given is None else _digest(given)
     where = processor() if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device)
     key = [graph.identity, *choice, runner.version, side_px, calibration, where, PROBES]
 
     def measure(folder: Path) -> None:
         tiles = probe_tiles(PROBES, side_px, side_px, seed=1)
+        if given is not None:
+            tiles = fit_tiles(given[-PROBES:], side_px, "resize", "bicubic", "calibration")
         found = runner(tiles)
         on_cpu = torch.device(device).type == "cpu"  # else the module has moved, and a second one is built
         plain = graph if on_cpu else Graph(graph.identity, graph.build, graph.dim)
@@ -97,7 +101,8 @@ def deviation(graph: Graph, choice: Choice, runner: Runner, side_px: int, device
         (folder / "deviation.json").write_text(text, encoding="utf-8")
 
     values = json.loads((cached("deviation", key, measure) / "deviation.json").read_text(encoding="utf-8"))
-    return f"centred cosine {values['min']:.4f} min, {values['mean']:.4f} mean, {PROBES} made-up tiles"
+    kind = "made-up" if given is None else "of the calibration's"
+    return f"centred cosine {values['min']:.4f} min, {values['mean']:.4f} mean, {PROBES} {kind} tiles"
 
 
 def _digest(tiles: Tiles) -> str:
