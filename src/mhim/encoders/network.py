@@ -145,7 +145,7 @@ def fit_tiles(tiles: NDArray[np.uint8], side_px: int, fit: Fit, kind: Filter, na
 def _calibration_tiles(path: Path) -> NDArray[np.uint8]:
     try:
         tiles = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"{path}: calibration tiles cannot be read ({error})") from None
     if not isinstance(tiles, np.ndarray) or tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
         raise ConfigError(f"{path}: calibration tiles must be an array (N, h, w, 3) of uint8")
