@@ -131,18 +131,23 @@ def test_the_size_of_the_bag_or_the_site_tells_the_label(cohort_folder: Path) ->
 
 
 def test_the_shortcuts_auroc_is_honest() -> None:
-    """Noise: about 0.5 and an interval around it. A known shift of normals: near Phi(d / sqrt 2)."""
+    """Noise: intervals hold 0.5 about as often as they say. A known shift of normals: near Phi(d / sqrt 2)."""
     rng = np.random.default_rng(0)
-    labels = np.repeat(["a", "b"], 150)
-    cases = np.array([f"c{index}" for index in range(300)])
-    noise = rng.normal(size=(300, 1))
-    reached = shortcut_auroc(noise, labels, cases, LogisticRegression())
-    assert reached is not None
-    assert reached[1] < 0.5 < reached[2] + 0.05
+    labels = np.repeat(["a", "b"], 75)
+    cases = np.array([f"c{index}" for index in range(150)])
+    holding, areas = 0, []
+    for _ in range(4):
+        noise = rng.normal(size=(150, 1))
+        reached = shortcut_auroc(noise, labels, cases, LogisticRegression())
+        assert reached is not None
+        areas.append(reached[0])
+        holding += reached[1] <= 0.5 <= reached[2]
+    assert holding >= 3  # a cross-validated AUROC of noise lies slightly below 0.5 and spreads more than its interval
+    assert abs(np.mean(areas) - 0.5) < 0.08
     shifted = noise + (labels == "b")[:, None]
     reached = shortcut_auroc(shifted, labels, cases, LogisticRegression())
     assert reached is not None
-    assert reached[0] == pytest.approx(0.760, abs=0.06)
+    assert reached[0] == pytest.approx(0.760, abs=0.08)
     assert reached[1] < reached[0] < reached[2]
     assert shortcut_auroc(noise[:3], np.array(["a", "a", "b"]), cases[:3], LogisticRegression()) is None
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
+from mhim.errors import CohortError
+from mhim.metrics import ALL_METRICS, Predictions
 from mhim.paired import (
     PairedComparison,
     bootstrap_p_value,
@@ -16,8 +18,6 @@ from mhim.paired import (
     corrected_resampled_t,
     holm,
 )
-from mhim.errors import CohortError
-from mhim.metrics import ALL_METRICS, Predictions
 from mhim.resampling import CaseDraws
 
 LAW = settings(deadline=None, max_examples=60)

@@ -54,8 +54,8 @@ def test_bags_of_the_test_part_are_not_opened_before_training_has_ended(
             opened.append(slide_id)
             return super().bag(slide_id)
 
-    def fit(*arguments: Any) -> Any:
-        result = real(*arguments)
+    def fit(*arguments: Any, **options: Any) -> Any:
+        result = real(*arguments, **options)
         during.extend(opened)
         return result
 
