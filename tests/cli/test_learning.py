@@ -269,12 +269,12 @@ def interrupt(folder: Path, *more: object) -> tuple[int, str]:
     process = subprocess.Popen(
         arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=environment
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (folder / "run" / "fold_0" / "fold.json").is_file() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     return process.returncode, said
 
 
