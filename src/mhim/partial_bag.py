@@ -111,7 +111,7 @@ class PartialBag:
             try:
                 self._places = self._go_on() or self._begin()
                 self._file = self.file_path.open("r+b", buffering=0)
-            except BaseException:
+            except BaseException:  # raised again; the lock must not stay held
                 self.close()
                 raise
 

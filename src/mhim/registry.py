@@ -103,7 +103,7 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # a plugin may raise anything; raised again with its name
         del sys.modules[name]
         raise ConfigError(f"{path}: the plugin failed to load, {type(error).__name__}: {error}") from error
     _loaded[path] = None
@@ -123,7 +123,7 @@ def load_installed_plugins() -> None:
     for entry in entry_points(group="mhim.plugins"):
         try:
             entry.load()
-        except Exception as error:
+        except Exception as error:  # likewise
             raise ConfigError(
                 f"installed plugin {entry.name} ({entry.value}) failed to load, {type(error).__name__}: {error}"
             ) from error

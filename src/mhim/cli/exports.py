@@ -19,6 +19,7 @@ from mhim.cli.shared import (
     examples,
     finish,
     load_plugins,
+    names_in,
 )
 
 
@@ -74,7 +75,7 @@ def export(
     layers = merge(read_yaml(config) if config else {}, given, parse_overrides(settings or ()))
     options = validate(ExportConfig, layers, "export")
     opened = open_runs(runs, with_baseline)
-    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    named = names_in(slides)
     if dry_run:
         chosen = chosen_slides(study_of(opened, options), named)
         console.print(f"would export {len(chosen)} slides into {out}: {', '.join(chosen)}", highlight=False)

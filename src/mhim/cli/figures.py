@@ -9,7 +9,7 @@ import typer
 
 from mhim.batch import console
 from mhim.cli.results import RunPaths, WithBaseline, open_runs
-from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, finish, load_plugins
+from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, finish, load_plugins, names_in
 
 Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
 Features = Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")]
@@ -89,7 +89,7 @@ def sheet(
     given = {key: value for key, value in values.items() if value is not None} | {"max_slides": None}
     config = validate(MapConfig, given, "sheet")
     study = Study.of(open_runs(runs, with_baseline), config)
-    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    named = names_in(slides)
     chosen = study.chosen(config, named)
     if dry_run:
         what = f"{len(study.runs) * len(study.classes)} sheets of tiles from {len(chosen)} slides"
@@ -130,7 +130,7 @@ def mining(
     values = {"cohort": cohort, "features": features, "max_slides": max_slides}
     config = validate(MapConfig, {key: value for key, value in values.items() if value is not None}, "mining")
     opened = open_runs(runs, with_baseline=False)
-    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    named = names_in(slides)
     if dry_run:
         chosen = Study.of(opened, config).chosen(config, named)
         console.print(f"would draw {len(chosen)} slides into {out}: {', '.join(chosen)}", highlight=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mhim.batch import console
-from mhim.cli.shared import DryRun, OutputDir, Overwrite, Plugin, examples, finish, load_plugins
+from mhim.cli.shared import DryRun, OutputDir, Overwrite, Plugin, examples, finish, load_plugins, names_in
 
 if TYPE_CHECKING:
     from mhim.training.runs import Run
@@ -69,7 +69,7 @@ def heatmap(
     given = {key: value for key, value in values.items() if value is not None}
     config = validate(MapConfig, given | {"max_slides": None if all_slides else max_slides}, "heatmap")
     opened = open_runs(runs, with_baseline)
-    named = None if slides is None else [name.strip() for name in slides.split(",") if name.strip()]
+    named = names_in(slides)
     if dry_run:
         chosen = Study.of(opened, config).chosen(config, named)
         console.print(f"would draw {len(chosen)} slides into {out}: {', '.join(chosen)}", highlight=False)

@@ -38,6 +38,15 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
 
 
+def names_in(text: str | None) -> list[str] | None:
+    """The names in a text that separates them by commas; None where nothing was given.
+
+    >>> names_in("a, b,")
+    ['a', 'b']
+    """
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 def load_plugins(paths: list[Path] | None) -> None:
     """Load the user's plugin files and installed plugins."""
     from mhim.registry import load_installed_plugins, load_plugin

@@ -95,7 +95,7 @@ class Pipeline:
         for job in jobs:
             try:
                 work = open_work(job, self.config, self.encoder)
-            except Exception as error:
+            except Exception as error:  # reported as the slide's failure; a full disk stops the run
                 if is_disk_full(error):
                     raise
                 self._on_end(SlideEnd.failure(job.slide_id, error))
@@ -144,7 +144,7 @@ class Pipeline:
             tiles[part.places] = batch.tiles[part.places]
             try:
                 features[part.places] = self._encoded(tiles)[part.places]
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001  (reported as the failure of this slide)
                 part.work.fail(error)
         return features
 

@@ -186,7 +186,7 @@ def open_work(job: EncodeJob, config: EncodeConfig, encoder: Encoder) -> SlideWo
         attributes = _attributes(grid, slide, config, encoder, marks)
         frame = Bag(grid.slide_id, np.zeros((0, 0)), grid.xy_px0, attributes, grid.annotation_fraction)
         bag = PartialBag(job.path, BagPlan(frame, encoder.dim, config.storage))
-    except BaseException:
+    except BaseException:  # raised again; the slide must not stay open
         slide.close()
         raise
     size_px, mpp = int(grid.attributes["tile_size_px"]), float(grid.attributes["mpp"])

@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mhim.artefacts import read_json, write_json
+from mhim.artefacts import write_json
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.config import validate
-from mhim.errors import ArtefactError
 from mhim.exports.config import ExportConfig, Format
 from mhim.exports.geojson import write_geojson
 from mhim.exports.layers import SlideLayers, slide_layers
 from mhim.exports.ome_tiff import write_ome_tiff
 from mhim.exports.tables import write_anndata, write_csv, write_parquet
 from mhim.maps import MapConfig, Study
+from mhim.maps.stamp import is_current
 from mhim.training.runs import Run
 
 Writer = Callable[[Path, SlideLayers, ExportConfig], None]
@@ -76,7 +76,7 @@ def export_maps(
     def work(slide_id: str) -> Outcome:
         identity = {"config_fingerprint": config.content, "input_fingerprint": study.fingerprint(slide_id)}
         folder = out / slide_id
-        if _is_current(folder, identity, overwrite):
+        if is_current(folder, "export.json", identity, "exports", overwrite):
             return Outcome.SKIPPED
         row = study.rows.get(slide_id)
         files, made = [], {}
@@ -96,20 +96,3 @@ def export_maps(
         return Outcome.DONE
 
     return run_batch(chosen_slides(study, slides), work, name=lambda slide_id: slide_id, label="exporting")
-
-
-def _is_current(folder: Path, identity: dict[str, str], overwrite: bool) -> bool:
-    """Whether the folder holds these very files.
-
-    Raises:
-        ArtefactError: it holds others.
-    """
-    stamp = folder / "export.json"
-    if overwrite or not stamp.is_file():
-        return False
-    found = read_json(stamp)
-    for key, value in identity.items():
-        if found.get(key) != value:
-            what = "configuration" if key.startswith("config") else "set of runs, bag, slide or annotation"
-            raise ArtefactError(f"{folder}: exports of another {what} are here; give another --out, or --overwrite")
-    return all((folder / name).is_file() for name in found["files"])

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mhim.artefacts import atomic_path, read_json, write_json
+from mhim.artefacts import atomic_path, write_json
 from mhim.bag import Bag
 from mhim.batch import BatchResult, Outcome, console, run_batch
-from mhim.errors import ArtefactError, ConfigError, FeatureError
+from mhim.errors import ConfigError, FeatureError
 from mhim.maps.config import MapConfig, MapKind
 from mhim.maps.lattice import Lattice, tile_size_or_step
 from mhim.maps.localise import localise, write_localisation
 from mhim.maps.panel import NAMES, Caption, bar_image, describe_scale, limit_width, one_map, panel
 from mhim.maps.render import Rgb, draw_map, draw_outline
 from mhim.maps.scale import Scale
+from mhim.maps.stamp import is_current
 from mhim.maps.study import RunMaps, Study
 from mhim.maps.underlay import Underlay, make_underlay
 from mhim.maps.values import WHY_MISSING, TileValues, tile_table
@@ -138,7 +139,7 @@ def draw_maps(
 
     def work(slide_id: str) -> Outcome:
         identity = {"config_fingerprint": config.look, "input_fingerprint": study.fingerprint(slide_id)}
-        if _is_current(out / slide_id, identity, overwrite):
+        if is_current(out / slide_id, "maps.json", identity, "maps", overwrite):
             return Outcome.SKIPPED
         maps = slide_maps(study, slide_id, config)
         for notice in maps.notices:
@@ -155,23 +156,6 @@ def draw_maps(
     if not found.froc.empty:
         write_localisation(out / "froc.csv", found.froc)
     return result
-
-
-def _is_current(folder: Path, identity: dict[str, str], overwrite: bool) -> bool:
-    """Whether the folder holds these very maps.
-
-    Raises:
-        ArtefactError: it holds others.
-    """
-    stamp = folder / "maps.json"
-    if overwrite or not stamp.is_file():
-        return False
-    found = read_json(stamp)
-    for key, value in identity.items():
-        if found.get(key) != value:
-            what = "configuration" if key.startswith("config") else "set of runs, bag, slide or annotation"
-            raise ArtefactError(f"{folder}: maps of another {what} are here; give another --out, or --overwrite")
-    return all((folder / name).is_file() for name in found["files"])
 
 
 def _write_slide(folder: Path, study: Study, maps: SlideMaps, config: MapConfig, identity: dict[str, str]) -> None:

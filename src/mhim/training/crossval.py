@@ -300,12 +300,12 @@ def _train_fold(
         torch.manual_seed(generator.initial_seed())
         method = methods.build(config.method, model, start)
     monitor = MiningMonitor(task.truth(store)) if config.train.watch else None
-    keeper = TeacherKeeper(config.train.epochs) if config.train.keep_teachers else None
+    keeper = TeacherKeeper(config.train.epochs, config.train.keep_teachers)
     result = fit(
         method, train, val, config.train, generator, partial(on_epoch, fold_index), monitor, task, keeper=keeper
     )
-    if keeper is not None:
-        write_teachers(folder, keeper, method, task.outputs(plan.cohort), file_facts(plan, fold_index))
+    keeper.at_end(len(result.history), method)
+    write_teachers(folder, keeper, method, task.outputs(plan.cohort), file_facts(plan, fold_index))
     model.load_state_dict(result.state)
     write_fold(plan, fold, folder, model, result, store)
 

@@ -129,7 +129,7 @@ def fit(
     method.to(device := choose_device(config.device))
     method.objective = task.objective
     optimiser, schedule = _optimisation(method, config)
-    keeper = keeper or TeacherKeeper(config.epochs)
+    keeper = keeper or TeacherKeeper(config.epochs, is_active=False)
     history, best, state = list[Epoch](), 0, {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))

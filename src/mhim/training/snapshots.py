@@ -22,10 +22,12 @@ class TeacherKeeper:
 
     Attributes:
         epochs: length of the schedule.
+        is_active: whether anything is kept.
         kept: moment -> (epochs done, tensors).
     """
 
     epochs: int
+    is_active: bool = True
     kept: dict[str, tuple[int, dict[str, Tensor]]] = field(default_factory=dict)
 
     def before_epoch(self, index: int, method: Method) -> None:
@@ -36,13 +38,16 @@ class TeacherKeeper:
             self._keep("middle", index, method)
 
     def after_epoch(self, index: int, method: Method, is_best: bool) -> None:
-        """Keep the best epoch's, and the last one's."""
+        """Keep the best epoch's."""
         if is_best:
             self._keep("best", index + 1, method)
-        self._keep("last", index + 1, method)
+
+    def at_end(self, done: int, method: Method) -> None:
+        """Keep the last epoch's."""
+        self._keep("last", done, method)
 
     def _keep(self, moment: str, done: int, method: Method) -> None:
-        if method.watching is not None:
+        if self.is_active and method.watching is not None:
             state = {key: value.detach().cpu() for key, value in method.watching.state_dict().items()}
             self.kept[moment] = (done, copy.deepcopy(state))
 
