@@ -147,7 +147,7 @@ class TestCLAM:
         for label in (0, 1):
             order = output.attention[label].argsort(descending=True)
             chosen = torch.cat([order[:8], order[-8:]])
-            scores = model.instance_classifiers[label](output.extras["tokens"][chosen])
+            scores = model.instance_classifiers[label](output.extras["tokens_at"](chosen))
             expected = F.cross_entropy(scores, torch.tensor([1] * 8 + [0] * 8))
             assert_close(model.cluster(output, torch.tensor(label)).loss, expected)
 

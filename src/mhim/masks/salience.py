@@ -52,9 +52,9 @@ def decayed_ratio(ratio: float, progress: float) -> float:
     return 0.5 * ratio * (1 + math.cos(math.pi * progress))
 
 
-def _first(order: Int[Tensor, " instances"], count: int) -> Bool[Tensor, " instances"]:
-    """Boolean mask (N,) of the first ``count`` entries of a permutation."""
-    chosen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+def _first(order: Int[Tensor, " chosen"], count: int, size: int | None = None) -> Bool[Tensor, " instances"]:
+    """Boolean mask (``size``,) of the first ``count`` entries of (part of) a permutation."""
+    chosen = torch.zeros(size or len(order), dtype=torch.bool, device=order.device)
     chosen[order[:count]] = True
     return chosen
 
@@ -98,7 +98,13 @@ def extreme_set(
 
 
 class SalienceMask(MaskStrategy):
-    """R, L and H united; what is left, in ascending order, is what the student sees."""
+    """R, L and H united; what is left, in ascending order, is what the student sees.
+
+    Where one ranking of the bag serves both ends (one head, or one of the two sets alone), everything is decided
+    on ranks: which ranks are masked is known without looking at the scores, so an accelerator is never waited
+    for. Several heads that vote for a low and for a high set rank the bag twice, and how far their sets overlap
+    must be asked of the device.
+    """
 
     Config = SalienceMaskConfig
     config: SalienceMaskConfig
@@ -107,17 +113,28 @@ class SalienceMask(MaskStrategy):
         self, salience: Float[Tensor, "head instances"], progress: float, generator: torch.Generator
     ) -> MaskSelection:
         """See :meth:`MaskStrategy.select`; never keeps fewer than one instance."""
-        size, device = salience.shape[1], salience.device
-        nothing = torch.zeros(size, dtype=torch.bool, device=device)
-        if size < self.config.min_instances:
-            return MaskSelection(torch.arange(size, device=device), nothing, nothing, nothing)
-        random = self._random(size, generator).to(device)
-        low = self._low(salience) if self.config.mask_ratio_low > 0 else nothing
-        high = self._high(salience, progress, generator) if self.config.mask_ratio_high > 0 else nothing
-        random, low, high = keep_one(random, low, high, salience)
-        return MaskSelection((~(random | low | high)).nonzero()[:, 0], high, low, random)
+        heads, size = salience.shape
+        config = self.config
+        if size < config.min_instances:
+            nothing = torch.zeros(size, dtype=torch.bool, device=salience.device)
+            return MaskSelection(torch.arange(size, device=salience.device), nothing, nothing, nothing)
+        random = self._random(size, generator)
+        has_low, has_high = config.mask_ratio_low > 0, config.mask_ratio_high > 0
+        if heads > 1 and has_low and has_high:
+            high, low = self._high(salience, progress, generator), self._low(salience)
+            sets = keep_one(random.to(salience.device), low, high, salience)
+            return MaskSelection((~(sets[0] | sets[1] | sets[2])).nonzero()[:, 0], sets[2], sets[1], sets[0])
+        lows = ceil_share(size, config.mask_ratio_low)
+        if has_low and not has_high:
+            order, lows = extreme_set(salience, lows, False, config.fusion)
+            order, highs = order.flip(0), torch.zeros(0, dtype=torch.int64)
+        else:
+            order, candidates = self._candidates(salience, progress)
+            highs = self._drawn(candidates, generator)
+        return select_by_rank(order, highs, lows, random)
 
     def _random(self, size: int, generator: torch.Generator) -> Bool[Tensor, " instances"]:
+        """The random set, on the CPU; over ranks or over instances, which is the same to chance."""
         count = ceil_share(size, self.config.mask_ratio_random)
         if count == 0:
             return torch.zeros(size, dtype=torch.bool)
@@ -130,20 +147,59 @@ class SalienceMask(MaskStrategy):
     def _high(
         self, salience: Float[Tensor, "head instances"], progress: float, generator: torch.Generator
     ) -> Bool[Tensor, " instances"]:
-        config, size = self.config, salience.shape[1]
-        ratio = config.mask_ratio_high
+        order, candidates = self._candidates(salience, progress)
+        ranks = self._drawn(candidates, generator).to(order.device)
+        return _first(order[ranks], len(ranks), len(order))
+
+    def _candidates(
+        self, salience: Float[Tensor, "head instances"], progress: float
+    ) -> tuple[Int[Tensor, " instances"], int]:
+        """The ranking from the top, and how many of its first may be masked as salient."""
+        config, ratio = self.config, self.config.mask_ratio_high
         if config.high_decay == "cosine":
             ratio = decayed_ratio(ratio, progress)
-        order, count = extreme_set(
-            salience, ceil_share(size, ratio / config.high_candidate_factor), True, config.fusion
-        )
-        if config.high_candidate_factor < 1:
-            shuffle = torch.randperm(count, generator=generator).to(order.device)
-            order, count = order[:count][shuffle], ceil_share(count, config.high_candidate_factor)
-            chosen = torch.zeros(size, dtype=torch.bool, device=salience.device)
-            chosen[order[:count]] = True
-            return chosen
-        return _first(order, count)
+        count = ceil_share(salience.shape[1], ratio / config.high_candidate_factor)
+        return extreme_set(salience, count, True, config.fusion)
+
+    def _drawn(self, candidates: int, generator: torch.Generator) -> Int[Tensor, " high"]:
+        """Ranks of the high set among the candidates, on the CPU."""
+        factor = self.config.high_candidate_factor
+        if factor == 1:
+            return torch.arange(candidates)
+        return torch.randperm(candidates, generator=generator)[: ceil_share(candidates, factor)]
+
+
+def select_by_rank(
+    order: Int[Tensor, " instances"],
+    highs: Int[Tensor, " high"],
+    lows: int,
+    random: Bool[Tensor, " instances"],
+) -> MaskSelection:
+    """Masks decided on ranks, which the CPU knows, and carried to the instances by the device.
+
+    When all would be masked one rank is released: the first that only R masks, else the first of L outside H, else
+    the last of H.
+
+    Args:
+        order: (N,) the instances, most salient first, on the device.
+        highs: ranks of the high set, on the CPU.
+        lows: how many of the last ranks form the low set.
+        random: (N,) over ranks, on the CPU.
+    """
+    size = len(order)
+    high, low = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    high[highs], low[size - lows :] = True, True
+    random = random.clone()
+    if bool((high | low | random).all()):
+        for pool, place in ((random & ~low & ~high, 0), (low & ~high, 0), (high, -1)):
+            if bool(pool.any()):
+                freed = pool.nonzero()[place, 0]
+                high[freed] = low[freed] = random[freed] = False
+                break
+    kept = (~(high | low | random)).nonzero()[:, 0].to(order.device, non_blocking=True)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
+    high, low, random = (part.to(order.device, non_blocking=True)[back] for part in (high, low, random))
+    return MaskSelection(order[kept].sort().values, high, low, random)
 
 
 def keep_one(

@@ -124,7 +124,7 @@ class MHIM(Method):
         self, features: Float[Tensor, "instances in_dim"], selection: MaskSelection, step: Step
     ) -> tuple[MILOutput, Int[Tensor, " shown"]]:
         """The student's result, and which instances of the bag stand first in what it saw."""
-        return self.model(features[selection.keep_index]), selection.keep_index
+        return self.model(features, selection.keep_index), selection.keep_index
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

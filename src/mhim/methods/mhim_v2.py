@@ -86,7 +86,7 @@ class MHIMv2(MHIM):
     ) -> tuple[MILOutput, Int[Tensor, " shown"]]:
         """Kept tokens, then k recycled ones, through the aggregator; a bag with nothing to recycle gets none."""
         index = selection.keep_index
-        tokens = self.model.project(self.model.standardised(self.model.check(features[index])))
+        tokens = self.model.tokens(self.model.check(features), index)
         kept, rest = split_kept(len(index), self.config.keep_ratio, self.config.kept_order, step.generator)
         kept, rest = kept.to(index.device), rest.to(index.device)
         self._fresh = None

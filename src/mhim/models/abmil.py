@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Embedding, Rows, pool
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
-from mhim.models.layers import Activation, AttentionScores, projection
+from mhim.models.layers import Activation, AttentionScores, Projection
 
 
 @models.register("abmil")
@@ -40,7 +41,7 @@ class ABMIL(MILModel):
 
     def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
-        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.projection = Projection(in_dim, config.dim, config.activation, config.dropout)
         self.attention = AttentionScores(
             config.dim, config.attention_dim, 1, config.attention_activation, config.gated, config.attention_bias
         )
@@ -51,20 +52,41 @@ class ABMIL(MILModel):
         """z_i = drop(act(W x_i + b))."""
         return self.projection(features)
 
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
+
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Attention-pooled logits, and each instance's contribution w_c . (a_i z_i)."""
         raw = self.attention(tokens)
-        attention = raw.softmax(dim=-1)
-        embedding = (attention @ tokens)[0]
-        logits = self.classifier(embedding)
-        contributions = attention.T * (tokens @ self.classifier.weight.T)
+        embedding = raw.softmax(dim=-1) @ tokens
+        return self._output(raw, embedding, tokens @ self.classifier.weight.T)
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`."""
+        embedding, branches = self.embedding(), self.attention.branches()
+        if embedding is None or branches is None:
+            return None
+        return self._output(*pool(rows, embedding, branches, self.classifier.weight, instances))
+
+    def _output(
+        self,
+        raw: Float[Tensor, "1 instances"] | None,
+        embedding: Float[Tensor, "1 dim"],
+        evidence: Float[Tensor, "instances classes"] | None,
+    ) -> MILOutput:
+        logits = self.classifier(embedding[0])
+        attention = contributions = None
+        if raw is not None and evidence is not None:
+            attention = raw.softmax(dim=-1)
+            contributions = attention.T * evidence
         return MILOutput(
             logits=logits,
             probabilities=softmax_probabilities(logits),
             attention=attention,
             instance_scores=contributions,
-            bag_embedding=embedding,
+            bag_embedding=embedding[0],
             contributions=contributions,
-            bias=self.classifier.bias,
-            extras={"attention_logits": raw},
+            bias=None if contributions is None else self.classifier.bias,
+            extras={} if raw is None else {"attention_logits": raw},
         )

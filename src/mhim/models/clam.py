@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Embedding, Rows, draw_seed, pool, tokens_at
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
-from mhim.models.layers import Activation, AttentionScores, projection
+from mhim.models.layers import Activation, AttentionScores, Projection
 
 InstanceLoss = Callable[[Tensor, Tensor], Tensor]
+TokensAt = Callable[[Tensor], Tensor]
 
 _HARD_GAP = math.log(1000.0)
 
@@ -51,7 +53,7 @@ class _CLAM(MILModel):
     def __init__(self, config: CLAMConfig, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
         branches = 1 if self.is_single_branch else n_classes
-        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.projection = Projection(in_dim, config.dim, config.activation, config.dropout)
         self.attention = AttentionScores(
             config.dim,
             config.attention_dim,
@@ -69,24 +71,46 @@ class _CLAM(MILModel):
         """z_i = drop(relu(W x_i + b))."""
         return self.projection(features)
 
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
+
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Attention-pooled logits; one bag embedding (D,), or one per class (C, D)."""
         raw = self.attention(tokens)
-        attention = raw.softmax(dim=-1)
-        pooled = attention @ tokens
-        embedding = pooled[0] if self.is_single_branch else pooled
-        weight, bias = self.classifier.weight, self.classifier.bias
-        logits = (pooled * weight).sum(dim=-1) + bias
-        contributions = attention.T * (tokens @ weight.T)
+        pooled = raw.softmax(dim=-1) @ tokens
+        return self._output(raw, pooled, tokens @ self.classifier.weight.T, tokens.__getitem__)
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`. Tokens of clustered instances are computed again, with the same dropout."""
+        embedding, branches = self.embedding(), self.attention.branches()
+        if embedding is None or branches is None:
+            return None
+        seed = draw_seed() if self.training else 0
+        pooled = pool(rows, embedding, branches, self.classifier.weight, instances, seed)
+        return self._output(*pooled, tokens_at=lambda positions: tokens_at(rows, positions, embedding, seed))
+
+    def _output(
+        self,
+        raw: Float[Tensor, "branch instances"] | None,
+        pooled: Float[Tensor, "branch dim"],
+        evidence: Float[Tensor, "instances classes"] | None,
+        tokens_at: TokensAt,
+    ) -> MILOutput:
+        logits = (pooled * self.classifier.weight).sum(dim=-1) + self.classifier.bias
+        attention = contributions = None
+        if raw is not None and evidence is not None:
+            attention = raw.softmax(dim=-1)
+            contributions = attention.T * evidence
         return MILOutput(
             logits=logits,
             probabilities=softmax_probabilities(logits),
             attention=attention,
             instance_scores=contributions,
-            bag_embedding=embedding,
+            bag_embedding=pooled[0] if self.is_single_branch else pooled,
             contributions=contributions,
-            bias=bias,
-            extras={"attention_logits": raw, "tokens": tokens},
+            bias=None if contributions is None else self.classifier.bias,
+            extras={} if raw is None else {"attention_logits": raw, "tokens_at": tokens_at},
         )
 
     def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:
@@ -103,7 +127,7 @@ class _CLAM(MILModel):
         assert output.attention is not None
         return cluster_instances(
             output.attention,
-            output.extras["tokens"],
+            output.extras["tokens_at"],
             [cast("nn.Linear", classifier) for classifier in self.instance_classifiers],
             int(label),
             self.config,
@@ -114,7 +138,7 @@ class _CLAM(MILModel):
 class CLAMSB(_CLAM):
     """CLAM-SB: one attention row, one bag embedding, one linear classifier for all classes.
 
-    ``extras``: ``attention_logits`` (1, N), ``tokens`` (N, D).
+    ``extras``: ``attention_logits`` (1, N), ``tokens_at`` which gives the tokens (P, D) at (P,) positions.
     """
 
     is_single_branch = True
@@ -124,7 +148,8 @@ class CLAMSB(_CLAM):
 class CLAMMB(_CLAM):
     """CLAM-MB: an attention row, a bag embedding and a linear classifier per class.
 
-    Class c's classifier is row c of ``classifier``. ``extras``: ``attention_logits`` (C, N), ``tokens`` (N, D).
+    Class c's classifier is row c of ``classifier``. ``extras``: ``attention_logits`` (C, N) and
+    ``tokens_at`` which gives the tokens (P, D) at (P,) positions.
     """
 
     is_single_branch = False
@@ -141,7 +166,7 @@ class InstanceClustering:
 
 def cluster_instances(
     attention: Float[Tensor, "branch instances"],
-    tokens: Float[Tensor, "instances dim"],
+    tokens_at: TokensAt,
     classifiers: list[nn.Linear],
     label: int,
     config: CLAMConfig,
@@ -155,12 +180,12 @@ def cluster_instances(
 
     Args:
         attention: one row, or one per class.
-        tokens: the instances.
+        tokens_at: gives the tokens (P, D) at (P,) int64 positions.
         classifiers: one two-way classifier per class.
         label: the bag's class.
         config: cluster size, subtyping, loss.
     """
-    size = min(config.cluster_size, len(tokens) // 2)
+    size = min(config.cluster_size, attention.shape[1] // 2)
     loss_of: InstanceLoss = smooth_svm_loss if config.instance_loss == "svm" else F.cross_entropy
     losses, predictions, labels = [], [], []
     for index, classifier in enumerate(classifiers):
@@ -172,13 +197,13 @@ def cluster_instances(
         if index == label:
             chosen = torch.cat([chosen, row.topk(size, largest=False).indices])
             targets = torch.cat([targets, torch.zeros_like(targets)])
-        scores = classifier(tokens[chosen])
+        scores = classifier(tokens_at(chosen))
         losses.append(loss_of(scores, targets))
         predictions.append(scores.argmax(dim=-1))
         labels.append(targets)
     if not losses:
-        none = torch.zeros(0, dtype=torch.int64, device=tokens.device)
-        return InstanceClustering(tokens.new_zeros(()), none, none)
+        none = torch.zeros(0, dtype=torch.int64, device=attention.device)
+        return InstanceClustering(attention.new_zeros(()), none, none)
     return InstanceClustering(torch.stack(losses).mean(), torch.cat(predictions), torch.cat(labels))
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError, FeatureError
+from mhim.kernels import Embedding, Rows, embed
 from mhim.registry import Registry
 
 
@@ -137,6 +138,14 @@ class MILModel(nn.Module):
         """The smallest class count that the model takes."""
         return 2
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass that writes its own plain form gives up its parent's fast form of it."""
+        super().__init_subclass__(**kwargs)
+        if "project" in cls.__dict__ and "embedding" not in cls.__dict__:
+            cls.embedding = MILModel.embedding
+        if cls.__dict__.keys() & {"project", "aggregate"} and "fused" not in cls.__dict__:
+            cls.fused = MILModel.fused
+
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """Instance tokens, one per feature row, each from its own row alone."""
         raise NotImplementedError
@@ -145,20 +154,58 @@ class MILModel(nn.Module):
         """The result for a bag of tokens."""
         raise NotImplementedError
 
-    def forward(self, features: Float[Tensor, "instances in_dim"]) -> MILOutput:
-        """The result for a bag of features; half-precision features are computed in the model's dtype.
+    def embedding(self) -> Embedding | None:
+        """What ``project`` after ``standardised`` does, for the fast paths; None where they do not know it."""
+        return None
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """``aggregate(tokens(...))`` in one pass; None where the model has no such pass."""
+        return None
+
+    def forward(
+        self,
+        features: Float[Tensor, "instances in_dim"],
+        rows: Int[Tensor, " kept"] | None = None,
+        instances: bool = True,
+    ) -> MILOutput:
+        """The result for a bag of features of any floating dtype; it is computed in the model's own.
+
+        Args:
+            features: (N, D).
+            rows: (K,) int64 the instances that the model sees, in their order; all by default. The result is that
+                of ``features[rows]``, of which no copy is made.
+            instances: without it a model may leave out what has a row per instance, and then needs memory for one
+                chunk of a bag of any size.
 
         Raises:
             FeatureError: zero instances, a feature width other than ``in_dim``, or, in evaluation mode on the
                 CPU, NaN or infinite features (bags are checked when they are read; a device is not made to wait).
         """
         features = self.check(features)
-        if not self.training and features.device.type == "cpu" and not torch.isfinite(features.detach().sum()):
+        if not self.training and features.device.type == "cpu" and not is_finite(features):
             raise FeatureError("the bag holds NaN or infinite features")
-        return self.aggregate(self.project(self.standardised(features)))
+        result = None if features.requires_grad else self.fused(self._bag_rows(features, rows), instances)
+        return self.aggregate(self.tokens(features, rows)) if result is None else result
+
+    def tokens(
+        self, features: Float[Tensor, "instances in_dim"], rows: Int[Tensor, " kept"] | None = None
+    ) -> Float[Tensor, "kept dim"]:
+        """Tokens of checked features, or of some rows of them: ``project(standardised(features[rows]))``."""
+        embedding = None if features.requires_grad else self.embedding()
+        if embedding is not None:
+            return embed(self._bag_rows(features, rows), embedding)
+        chosen = features if rows is None else features[rows]
+        return self.project(self.standardised(chosen.to(next(self.parameters()).dtype)))
+
+    def _bag_rows(self, features: Tensor, rows: Tensor | None) -> Rows:
+        """The rows for the fast paths, in the dtype of the model or of autocast."""
+        reference = next(self.parameters())
+        kind = reference.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else reference.dtype
+        return Rows(features, rows, reference.device, dtype)
 
     def check(self, features: Tensor) -> Tensor:
-        """The features in the model's dtype and on its device.
+        """The features on the model's device, in the dtype in which they are stored.
 
         Raises:
             FeatureError: not (N, in_dim), or zero instances.
@@ -167,8 +214,7 @@ class MILModel(nn.Module):
             raise FeatureError(f"features have shape {tuple(features.shape)}, the model expects (N, {self.in_dim})")
         if len(features) == 0:
             raise FeatureError("the bag holds zero instances")
-        reference = next(self.parameters())
-        return features.to(device=reference.device, dtype=reference.dtype)
+        return features.to(next(self.parameters()).device)
 
     def standardise(self, mean: Float[Tensor, " in_dim"], scale: Float[Tensor, " in_dim"]) -> None:
         """From now on ``forward`` sees (x - mean) / scale; both are saved with the weights.
@@ -227,6 +273,12 @@ def initialise(module: nn.Module) -> None:
 def count_parameters(module: nn.Module) -> int:
     """How many numbers the parameters of a module hold, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def is_finite(features: Float[Tensor, "instances in_dim"]) -> bool:
+    """Whether no feature is NaN or infinite, read by blocks."""
+    blocks = features.detach().split(4096)
+    return all(bool(torch.isfinite(block.sum(dtype=torch.float32))) for block in blocks)
 
 
 def softmax_probabilities(logits: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:

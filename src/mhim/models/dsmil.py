@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
+from mhim.kernels import Embedding
 from mhim.models.contract import MILModel, MILOutput, initialise, models
-from mhim.models.layers import Activation, projection
+from mhim.models.layers import Activation, Projection
 
 
 @models.register("dsmil")
@@ -66,7 +67,7 @@ class DSMIL(MILModel):
         dim = config.dim if config.projection == "linear" else in_dim
         self.projection: nn.Module = nn.Identity()
         if config.projection == "linear":
-            self.projection = projection(in_dim, dim, config.activation, config.dropout)
+            self.projection = Projection(in_dim, dim, config.activation, config.dropout)
         self.instance_classifier = nn.Linear(dim, n_classes)
         self.query = nn.Sequential(
             nn.Linear(dim, config.query_dim), nn.ReLU(), nn.Linear(config.query_dim, config.query_dim), nn.Tanh()
@@ -86,6 +87,12 @@ class DSMIL(MILModel):
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """z_i = drop(act(W x_i + b)), or x_i."""
         return self.projection(features)
+
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        if not isinstance(self.projection, Projection):
+            return None
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Both streams; the attention (C, N) is A, the bag embedding (C, D) is B."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Embedding
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
-from mhim.models.layers import Activation, AttentionScores, projection
+from mhim.models.layers import Activation, AttentionScores, Projection
 
 Distillation = Literal["maxs", "maxmins", "mas", "afs"]
 
@@ -94,7 +95,7 @@ class DTFD(MILModel):
     def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
         self.shuffles_in_training = config.shuffle
-        self.projection = projection(in_dim, config.dim, config.activation, config.dropout, bias=False)
+        self.projection = Projection(in_dim, config.dim, config.activation, config.dropout, bias=False)
         self.tier1 = AttentionClassifier(config.dim, config.attention_dim, n_classes)
         self.tier2 = AttentionClassifier(config.dim, config.attention_dim, n_classes)
         initialise(self)
@@ -102,6 +103,10 @@ class DTFD(MILModel):
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """z_i = drop(act(W x_i)), without a bias."""
         return self.projection(features)
+
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Both tiers."""

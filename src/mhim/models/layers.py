@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mhim.kernels import Branches, Embedding
+from mhim.kernels.activations import FUSED
+
 Activation = Literal["relu", "gelu", "tanh"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -18,9 +21,23 @@ def activation(name: Activation) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-def projection(in_dim: int, dim: int, act: Activation, dropout: float, bias: bool = True) -> nn.Sequential:
+class Projection(nn.Sequential):
     """Patch embedding z = drop(act(W x + b)) (MHIM-MIL, ICCV 2023)."""
-    return nn.Sequential(nn.Linear(in_dim, dim, bias=bias), activation(act), nn.Dropout(dropout))
+
+    def __init__(self, in_dim: int, dim: int, act: Activation, dropout: float, bias: bool = True) -> None:
+        super().__init__(nn.Linear(in_dim, dim, bias=bias), activation(act), nn.Dropout(dropout))
+
+    def embedding(self, mean: Tensor | None, scale: Tensor | None) -> Embedding | None:
+        """The same layer for the fast paths, over features standardised by mean and scale; None without ReLU."""
+        linear, act, dropout = self
+        if not (isinstance(linear, nn.Linear) and isinstance(act, nn.ReLU) and isinstance(dropout, nn.Dropout)):
+            return None
+        weight, bias = linear.weight, linear.bias
+        if mean is not None and scale is not None:
+            weight = weight / scale
+            shift = weight @ mean
+            bias = -shift if bias is None else bias - shift
+        return Embedding(weight, bias, dropout.p if self.training else 0.0)
 
 
 class AttentionScores(nn.Module):
@@ -43,6 +60,7 @@ class AttentionScores(nn.Module):
         self.value = nn.Linear(dim, hidden, bias=bias)
         self.gate = nn.Linear(dim, hidden, bias=bias) if gated else None
         self.act = activation(act)
+        self.act_name = act
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(hidden, branches, bias=bias)
 
@@ -52,3 +70,16 @@ class AttentionScores(nn.Module):
         if self.gate is not None:
             hidden = hidden * self.dropout(torch.sigmoid(self.gate(tokens)))
         return self.score(hidden).T
+
+    def branches(self) -> Branches | None:
+        """The same scores for the fast paths; None for an activation that they do not know."""
+        if self.act_name not in FUSED:
+            return None
+        gate = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
+        return Branches(
+            value=(self.value.weight, self.value.bias),
+            gate=gate,
+            score=(self.score.weight, self.score.bias),
+            act=self.act_name,
+            rate=self.dropout.p if self.training else 0.0,
+        )

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Embedding
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
-from mhim.models.layers import Activation, projection
+from mhim.models.layers import Activation, Projection
 
 
 class PoolingConfig(ComponentConfig):
@@ -35,13 +36,17 @@ class _Pooling(MILModel):
 
     def __init__(self, config: PoolingConfig, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
-        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.projection = Projection(in_dim, config.dim, config.activation, config.dropout)
         self.classifier = nn.Linear(config.dim, n_classes)
         initialise(self)
 
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """z_i = drop(act(W x_i + b))."""
         return self.projection(features)
+
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
 
     def output(
         self,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Embedding
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
-from mhim.models.layers import Activation, projection
+from mhim.models.layers import Activation, Projection
 from mhim.models.nystrom import ClassRow, Landmarked, NystromAttention
 
 _SMALLEST_SIDE = 7
@@ -131,7 +132,7 @@ class TransMIL(MILModel):
 
     def __init__(self, config: TransMILConfig, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
-        self.projection = projection(in_dim, config.dim, config.activation, config.dropout)
+        self.projection = Projection(in_dim, config.dim, config.activation, config.dropout)
         self.class_token = nn.Parameter(torch.empty(1, config.dim))
         self.layer1 = self._layer()
         self.position = PositionEncoding(config.dim, fills_to_seven=config.padding == "encoder")
@@ -164,6 +165,10 @@ class TransMIL(MILModel):
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """z_i = drop(act(W x_i + b))."""
         return self.projection(features)
+
+    def embedding(self) -> Embedding | None:
+        """See :meth:`MILModel.embedding`."""
+        return self.projection.embedding(self.feature_mean, self.feature_scale)
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Logits of the class token; the bag embedding (D,) is the class token after the last norm."""

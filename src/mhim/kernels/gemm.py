@@ -1,0 +1,55 @@
+"""Matrix products through oneDNN where PyTorch would take a slower library; a guarded private call.
+
+``torch.ops.mkldnn._linear_pointwise`` has no gradient and no promise to stay. It is tried once against
+``F.linear``; where it is missing, fails or differs, everything goes through ``F.linear``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_FEWEST_ROWS = 16
+"""Below this many rows the call costs more than it saves."""
+
+
+@cache
+def onednn_linear() -> Callable[..., Tensor] | None:
+    """The private fused linear layer, or None where it cannot be trusted."""
+    try:
+        call = torch.ops.mkldnn._linear_pointwise.default
+        generator = torch.Generator().manual_seed(0)
+        x, w, b = (torch.randn(size, generator=generator) for size in ((32, 24), (8, 24), (8,)))
+        agrees = torch.allclose(call(x, w, b, "relu", [], ""), F.linear(x, w, b).relu(), atol=1e-5)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return call if agrees else None
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """X W^T + b, then ReLU if asked; no gradient.
+
+    Args:
+        x: (N, in) of any device; float32 and bfloat16 on the CPU take oneDNN.
+        weight: (out, in) of the same dtype; may be a transposed view.
+        bias: (out,) or None.
+        relu: apply ReLU in the same pass.
+    """
+    call = onednn_linear() if x.device.type == "cpu" and x.dtype in _DTYPES and len(x) >= _FEWEST_ROWS else None
+    if call is not None:
+        return call(x, weight, bias, "relu" if relu else "none", [], "")
+    out = F.linear(x, weight, bias)
+    return out.relu_() if relu else out
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Total += left^T right, rows (N, out) and (N, in) summed away; the total may be of higher precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += left.T @ right

@@ -1,0 +1,283 @@
+"""Projection, attention scores and attention pooling of a bag in one pass by chunks (AB-MIL, CLAM).
+
+What a step needs of an instance, its token and its attention branch, lives as long as its chunk does, or is kept
+for the gradient while a budget lasts and computed again beyond it. Softmax over the bag is taken online, so that a
+bag of any size is pooled in the memory of one chunk (Milakov and Gimelshein, 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mhim.kernels.activations import apply_, backward
+from mhim.kernels.dropout import draw_seed, keep_mask, realised
+from mhim.kernels.embed import Embedding, chunk_tokens
+from mhim.kernels.gemm import add_outer, affine
+from mhim.kernels.rows import Rows
+
+BUDGET_BYTES = 80 << 20
+"""What a step may keep for its gradient; chunks beyond it are computed again."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The attention scores of AB-MIL and CLAM: w . (act(V z + b) [* sigmoid(U z + c)]) + d.
+
+    Attributes:
+        value: V (A, H) and its bias or None.
+        gate: U (A, H) and its bias or None; no weight for plain attention.
+        score: w (B, A) and its bias or None; one row a branch.
+        act: "relu" or "tanh".
+        rate: dropout on both factors, 0 in evaluation.
+    """
+
+    value: tuple[Tensor, Tensor | None]
+    gate: tuple[Tensor | None, Tensor | None]
+    score: tuple[Tensor, Tensor | None]
+    act: str
+    rate: float = 0.0
+
+
+class Pooled(NamedTuple):
+    """A pooled bag.
+
+    Attributes:
+        scores: (B, K) attention before its softmax; None when only the bag was asked for.
+        embedding: (B, H) the softmax-weighted sum of tokens.
+        evidence: (K, E) tokens times the evidence weight, or None.
+    """
+
+    scores: Float[Tensor, "branch rows"] | None
+    embedding: Float[Tensor, "branch dim"]
+    evidence: Float[Tensor, "rows classes"] | None
+
+
+class _Spec(NamedTuple):
+    """What is no tensor: dropout rates, activation, seed of the masks, budget."""
+
+    rate: float
+    branch_rate: float
+    act: str
+    seed: int
+    budget: int
+
+
+class _Weights(NamedTuple):
+    """All weights, in the order in which the gradient returns them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    value: Tensor
+    value_bias: Tensor | None
+    gate: Tensor | None
+    gate_bias: Tensor | None
+    score: Tensor
+    score_bias: Tensor | None
+    evidence: Tensor | None
+
+    def low(self, dtype: torch.dtype) -> _Weights:
+        """In the computing dtype."""
+        parts: Any = [None if part is None else part.detach().to(dtype) for part in self]
+        return _Weights(*parts)
+
+
+class _Chunk(NamedTuple):
+    """What the gradient needs of a chunk; ``mixed`` is value * gate, after dropout."""
+
+    tokens: Tensor
+    value: Tensor
+    gate: Tensor | None
+    kept: Tensor | None
+    mixed: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its distinct tensors."""
+        distinct = {id(part): part for part in self if part is not None}
+        return sum(part.nbytes for part in distinct.values())
+
+
+def pool(
+    rows: Rows,
+    embedding: Embedding,
+    branches: Branches,
+    evidence: Float[Tensor, "classes dim"] | None = None,
+    instances: bool = True,
+    seed: int | None = None,
+    budget: int = BUDGET_BYTES,
+) -> Pooled:
+    """Embed, score and pool the rows.
+
+    The plain form: ``z = dropout(relu(F.linear(x, W, b)))``; ``e = attention(z)``; ``softmax(e) @ z``;
+    ``z @ evidence.T``.
+
+    Args:
+        rows: K rows of a bag's features, at least one.
+        embedding: the projection.
+        branches: the attention scores.
+        evidence: (E, H) a further product of every token that is wanted.
+        instances: hand out what has a row per instance; without it memory does not grow with K.
+        seed: of the dropout masks; by default drawn from PyTorch's global generator.
+        budget: bytes that may be kept for the gradient.
+    """
+    weight, bias = embedding.scaled()
+    weights = _Weights(weight, bias, *branches.value, *branches.gate, *branches.score, evidence)
+    is_random = embedding.rate > 0 or branches.rate > 0
+    seed = draw_seed() if seed is None and is_random else seed or 0
+    spec = _Spec(embedding.rate, branches.rate, branches.act, seed, budget)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in weights):
+        return Pooled(*_Pool.apply(rows, spec, *weights))
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        scores, pooled, seen, _ = _stream(rows, spec._replace(budget=-1), weights, instances)
+    return Pooled(scores, pooled, seen)
+
+
+def _stream(
+    rows: Rows, spec: _Spec, weights: _Weights, instances: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None, tuple[list[_Chunk | None], Tensor, Tensor]]:
+    """One pass: scores (B, K), pooled (B, H), evidence (K, E), and for the gradient chunks, maximum, sum."""
+    low = weights.low(rows.dtype)
+    branches, dim = len(low.score), len(low.weight)
+    device, whole = rows.device, weights.weight.dtype
+    scores = torch.empty(branches, len(rows), dtype=whole, device=device) if instances else None
+    classes = low.evidence if instances else None
+    seen = None if classes is None else torch.empty(len(rows), len(classes), dtype=whole, device=device)
+    top = torch.full((branches, 1), -torch.inf, dtype=whole, device=device)
+    total = torch.zeros(branches, 1, dtype=whole, device=device)
+    pooled = torch.zeros(branches, dim, dtype=whole, device=device)
+    kept, budget = list[_Chunk | None](), spec.budget
+    for place in rows.parts():
+        chunk = _chunk(rows.part(place), place, low, spec)
+        tokens, mixed = chunk.tokens.to(whole), chunk.mixed.to(whole)
+        part = _small(mixed, weights.score, weights.score_bias).T
+        higher = torch.maximum(top, part.amax(dim=1, keepdim=True))
+        shrink, share = (top - higher).exp(), (part - higher).exp()
+        total = total * shrink + share.sum(dim=1, keepdim=True)
+        pooled = pooled * shrink + share @ tokens
+        top = higher
+        if scores is not None:
+            scores[:, place] = part
+        if seen is not None and weights.evidence is not None:
+            seen[place] = tokens @ weights.evidence.T
+        budget -= chunk.nbytes
+        kept.append(chunk if budget >= 0 else None)
+    return scores, pooled / total, seen, (kept, top, total)
+
+
+def _small(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X W^T + b for a handful of outputs, in full precision: what ranks instances must not have ties by rounding."""
+    product = x @ weight.T
+    return product if bias is None else product + bias
+
+
+def _chunk(x: Tensor, place: slice, low: _Weights, spec: _Spec) -> _Chunk:
+    """Tokens and attention branch of the rows at a place."""
+    tokens = chunk_tokens(x, low.weight, low.bias, spec.rate, spec.seed, place)
+    value = apply_(spec.act, affine(tokens, low.value, low.value_bias))
+    gate = None if low.gate is None else affine(tokens, low.gate, low.gate_bias).sigmoid_()
+    mixed, kept = value if gate is None else value * gate, None
+    if spec.branch_rate:
+        kept = keep_mask(spec.seed + 1, place, value.shape[1], spec.branch_rate, x.device)
+        if gate is not None:
+            kept = kept & keep_mask(spec.seed + 2, place, value.shape[1], spec.branch_rate, x.device)
+        mixed = mixed * kept * _branch_factor(spec, gate is not None)
+    return _Chunk(tokens, value, gate, kept, mixed)
+
+
+def _branch_factor(spec: _Spec, is_gated: bool) -> float:
+    return (1 - realised(spec.branch_rate)) ** (-2 if is_gated else -1)
+
+
+class _Pool(torch.autograd.Function):
+    """Forward and backward of :func:`pool`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Rows, spec: _Spec, *parts: Tensor | None) -> tuple[Tensor | None, ...]:
+        """See :func:`pool`."""
+        weights = _Weights(*parts)  # type: ignore[arg-type]
+        with torch.autocast(rows.device.type, enabled=False):
+            scores, pooled, seen, (chunks, top, total) = _stream(rows, spec, weights, instances=True)
+        ctx.set_materialize_grads(False)
+        ctx.rows, ctx.spec, ctx.chunks = rows, spec, chunks
+        ctx.save_for_backward(scores, pooled, top, total, *parts)
+        return scores, pooled, seen
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of all weights."""
+        with torch.autocast(ctx.rows.device.type, enabled=False):
+            return None, None, *_gradients(ctx, grads)
+
+
+def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of all weights, chunk by chunk."""
+    scores, pooled, top, total, *parts = ctx.saved_tensors
+    of_scores, of_pooled, of_evidence = grads
+    rows, spec, weights = ctx.rows, ctx.spec, _Weights(*parts)
+    low, sums = weights.low(rows.dtype), [None if part is None else torch.zeros_like(part) for part in weights]
+    if of_pooled is None:
+        of_pooled = torch.zeros_like(pooled)
+    along = (of_pooled * pooled).sum(dim=1, keepdim=True)
+    for place, kept in zip(rows.parts(), ctx.chunks, strict=True):
+        x = rows.part(place)
+        chunk = _chunk(x, place, low, spec) if kept is None else kept
+        share = (scores[:, place] - top).exp() / total
+        of_score = share * ((of_pooled.to(rows.dtype) @ chunk.tokens.T).to(share.dtype) - along)
+        if of_scores is not None:
+            of_score = of_score + of_scores[:, place]
+        of_tokens = share.T.to(rows.dtype) @ of_pooled.to(rows.dtype)
+        if of_evidence is not None:
+            part = of_evidence[place].to(rows.dtype)
+            of_tokens.addmm_(part, low.evidence)
+            add_outer(_sum(sums, "evidence"), part, chunk.tokens)
+        _branches_backward(of_score.to(rows.dtype), chunk, low, spec, sums, of_tokens)
+        before = torch.ops.aten.threshold_backward(of_tokens, chunk.tokens, 0)
+        add_outer(_sum(sums, "weight"), before, x)
+        if weights.bias is not None:
+            _sum(sums, "bias").add_(before.sum(dim=0))
+    return sums
+
+
+def _sum(sums: Sequence[Tensor | None], name: str) -> Tensor:
+    """The running gradient of a weight that is known to be there."""
+    found = sums[_Weights._fields.index(name)]
+    assert found is not None
+    return found
+
+
+def _branches_backward(
+    of_score: Float[Tensor, "branch n"],
+    chunk: _Chunk,
+    low: _Weights,
+    spec: _Spec,
+    sums: Sequence[Tensor | None],
+    of_tokens: Float[Tensor, "n dim"],
+) -> None:
+    """Gradients through the attention scores: into the weights' sums, and added to the tokens' gradient."""
+    add_outer(_sum(sums, "score"), of_score.T, chunk.mixed)
+    if low.score_bias is not None:
+        _sum(sums, "score_bias").add_(of_score.sum(dim=1))
+    of_mixed = of_score.T @ low.score
+    if chunk.kept is not None:
+        of_mixed = of_mixed * chunk.kept * _branch_factor(spec, chunk.gate is not None)
+    of_value = of_mixed if chunk.gate is None else of_mixed * chunk.gate
+    _layer_backward(backward(spec.act, of_value, chunk.value), low.value, "value", chunk, sums, of_tokens)
+    if chunk.gate is not None and low.gate is not None:
+        before = torch.ops.aten.sigmoid_backward(of_mixed * chunk.value, chunk.gate)
+        _layer_backward(before, low.gate, "gate", chunk, sums, of_tokens)
+
+
+def _layer_backward(
+    before: Tensor, weight: Tensor, name: str, chunk: _Chunk, sums: Sequence[Tensor | None], of_tokens: Tensor
+) -> None:
+    add_outer(_sum(sums, name), before, chunk.tokens)
+    bias = sums[_Weights._fields.index(f"{name}_bias")]
+    if bias is not None:
+        bias.add_(before.sum(dim=0))
+    of_tokens.addmm_(before, weight)

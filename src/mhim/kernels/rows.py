@@ -1,0 +1,49 @@
+"""A bag's features by chunks: chosen rows, in the dtype that is computed in, without a copy of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_CHUNK = {"cpu": 2048}
+_CHUNK_ACCELERATOR = 65536
+
+
+def chunk_rows(device: torch.device) -> int:
+    """Rows of one chunk: what stays in a CPU's cache, or fills an accelerator."""
+    return _CHUNK.get(device.type, _CHUNK_ACCELERATOR)
+
+
+class Rows:
+    """Some rows of (N, D) features.
+
+    Args:
+        features: (N, D), of any floating dtype; on the CPU or on the device that computes.
+        index: (K,) int64 the rows that count, in their order; all by default.
+        device: where chunks are computed.
+        dtype: what chunks are computed in.
+    """
+
+    def __init__(self, features: Tensor, index: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
+        self.features, self.index, self.device, self.dtype = features, index, device, dtype
+        self.count = len(features) if index is None else len(index)
+        self.chunk = chunk_rows(device)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def parts(self) -> Iterator[slice]:
+        """The chunks' places among the rows."""
+        return (slice(start, min(start + self.chunk, self.count)) for start in range(0, self.count, self.chunk))
+
+    def part(self, place: slice) -> Tensor:
+        """The rows of a chunk, (n, D) in the computing dtype; a view where nothing has to be changed."""
+        rows = self.features[place] if self.index is None else self.features.index_select(0, self.index[place])
+        return rows.to(device=self.device, dtype=self.dtype)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Some of the rows, (P, D) in the computing dtype; (P,) int64 on the features' device."""
+        index = positions if self.index is None else self.index[positions]
+        return self.features.index_select(0, index).to(device=self.device, dtype=self.dtype)
