@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "reproduce",
     ),
-    ("maps", "ablation", "robustness"),
+    ("maps", "ablation", "robustness", "bench"),
     ("ablation_tables", "exports"),
     ("report",),
     ("demo", "compare", "papers"),

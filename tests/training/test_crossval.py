@@ -339,7 +339,6 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_an_easy_cohort_is_learnt(stage: str, learnt: Run) -> None:
     run = open_run(learnt.path / stage)
     areas = [run.fold_info(fold)["test_auroc"] for fold in run.folds]
-    assert sum(areas) / len(areas) > 0.85
     assert np.mean(areas) > 0.9
 
 

@@ -63,7 +63,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cohort_folder: Path) -> Callable[.
         state = {"epoch": 0}
 
         def one_epoch(*arguments: Any) -> tuple[dict[str, float], dict[str, float]]:
-            arguments[2].step()
+            arguments[0].optimiser.step()
             with torch.no_grad():
                 bias.fill_(state["epoch"])
             return {}, {}

@@ -21,6 +21,7 @@ from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.training.crossval import RunPlan, build_model
 from mhim.training.data import BagStore
 from mhim.training.fit import choose_device, train_epoch
+from mhim.training.step import BagStep, adam
 
 EPOCHS = 3
 
@@ -91,11 +92,12 @@ def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     model = build_model(plan, generator)
     parameters = count_parameters(model)
     method = methods.build(config.method, model, start).to(device)
-    optimiser = torch.optim.Adam(method.trainable(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    optimiser = adam(method, config.train.lr, config.train.weight_decay)
+    stepping = BagStep(method, optimiser, config.train.precision)
     wall, processor = [], []
     for epoch in range(epochs + 1):
         began = time.perf_counter(), time.process_time()
-        train_epoch(method, train, optimiser, epoch, max(config.train.epochs, epochs + 1), generator)
+        train_epoch(stepping, train, epoch, max(config.train.epochs, epochs + 1), generator)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         wall.append(time.perf_counter() - began[0])

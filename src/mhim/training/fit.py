@@ -19,6 +19,7 @@ from mhim.models import MILModel
 from mhim.training.data import BagSet
 from mhim.training.monitor import MiningMonitor
 from mhim.training.snapshots import TeacherKeeper
+from mhim.training.step import BagStep, Precision, adam
 from mhim.training.tasks import CLASSIFY, Task
 
 
@@ -43,6 +44,9 @@ class TrainConfig(Settings):
     watch: bool = Field(True, description="take numbers about the mining each epoch; changes nothing else")
     keep_teachers: bool = Field(
         True, description="keep the teacher at the start, the middle, the best and the last epoch, for mhim mining"
+    )
+    precision: Precision = Field(
+        "float32", description="of the matrix products in training: float32, or bfloat16 (faster, rounded to 3 digits)"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
@@ -129,6 +133,7 @@ def fit(
     method.to(device := choose_device(config.device))
     method.objective = task.objective
     optimiser, schedule = _optimisation(method, config)
+    stepping = BagStep(method, optimiser, config.precision)
     keeper = keeper or TeacherKeeper(config.epochs, is_active=False)
     history, best, state = list[Epoch](), 0, {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -136,7 +141,7 @@ def fit(
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
             keeper.before_epoch(index, method)
-            terms, watched = train_epoch(method, train, optimiser, index, config.epochs, generator, monitor, task)
+            terms, watched = train_epoch(stepping, train, index, config.epochs, generator, monitor, task)
             schedule.step()
             predictions, loss = predict(method.model, val, task)
             history.append(Epoch(index, lr, terms, watched, loss, task.score(predictions), task.metric))
@@ -154,15 +159,14 @@ def fit(
 def _optimisation(
     method: Method, config: TrainConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimiser = torch.optim.Adam(method.trainable(), lr=config.lr, weight_decay=config.weight_decay)
+    optimiser = adam(method, config.lr, config.weight_decay)
     horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
 
 
 def train_epoch(
-    method: Method,
+    stepping: BagStep,
     train: BagSet,
-    optimiser: torch.optim.Optimizer,
     epoch: int,
     epochs: int,
     generator: torch.Generator,
@@ -174,7 +178,7 @@ def train_epoch(
     Raises:
         FeatureError: a loss that is not finite; names the first slide that gave one.
     """
-    method.train()
+    method = stepping.method.train()
     device = next(method.model.parameters()).device
     terms: dict[str, Tensor] = {}
     watched: dict[str, float] = {}
@@ -186,16 +190,13 @@ def train_epoch(
         features, label, shuffle = method.model.check(bag.features), bag.label.to(device), None
         if method.model.shuffles_in_training:
             shuffle = torch.randperm(len(features), generator=generator).to(device)
-            features = features[shuffle]
-        result = method.step(features, label, step)
+            features = features.index_select(0, shuffle)
+        result = stepping.loss(features, label, step)
         if monitor is not None and result.mining is not None:
             monitor.observe(bag.slide_id, task.watched_label(label), result.mining, shuffle)
-        optimiser.zero_grad(set_to_none=True)
         loss = result.loss
         losses.append(loss.detach())
-        loss.backward()
-        optimiser.step()
-        method.after_step(step)
+        stepping.update(loss, step)
         for name, value in result.terms.items():
             terms[name] = terms.get(name, torch.zeros((), device=device)) + value.detach()
         for name, value in result.watched.items():
