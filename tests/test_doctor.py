@@ -46,7 +46,7 @@ def test_faults_of_the_table(cohort_folder: Path) -> None:
     assert findings["case_spelling"].slides == ("C-00", "c00")
     assert "'Tumour' and 'tumour'" in findings["label_spelling"].sentence
     assert "4 of 28 slides have no bag" in findings["missing_bags"].sentence
-    assert "1 rows have nothing in the column case_id" in findings["empty"].sentence
+    assert "1 row has nothing in the column case_id" in findings["empty"].sentence
     every = diagnose(cohort_folder / "cohort.csv", cohort_folder / "features")
     tiny = [each for each in every if each.check == "tiny_class"]
     assert [each.sentence.split("'")[1] for each in tiny] == ["Tumour", "rare"]
@@ -113,6 +113,37 @@ def test_a_class_that_is_not_trained_and_an_empty_part(cohort_folder: Path) -> N
     assert "no val part" in findings["empty_part"].sentence
 
 
+def test_published_folds_warn_once_and_repeats_may_overlap(cohort_folder: Path) -> None:
+    cases = [f"c{case:02d}" for case in range(24)]
+    published = {case: ["train", "val+test"] if i % 4 < 2 else ["val+test", "train"] for i, case in enumerate(cases)}
+    repeated = {case: [("train", "train", "val", "test")[i // 2 % 4]] * 2 for i, case in enumerate(cases)}
+    for columns, parts, expected in (("fold_0,fold_1", published, 1), ("repeat_0,repeat_1", repeated, 0)):
+        lines = [f"case_id,{columns}", *(",".join([case, *part]) for case, part in parts.items())]
+        (cohort_folder / "splits.csv").write_text("\n".join(lines))
+        findings = found(cohort_folder, splits=True)
+        assert {each.severity for each in findings.values()} <= {"warning", "note"}
+        assert sum(each.check == "validates_on_test" for each in findings.values()) == expected
+
+
+def test_a_balanced_site_is_no_shortcut_though_it_falls_below_chance(cohort_folder: Path) -> None:
+    """What is held out of a balanced site tips the rest the other way: an AUROC far below 0.5, and nothing learned."""
+    lines = (cohort_folder / "cohort.csv").read_text().splitlines()
+    rows = [f"{line},{'ABCD'[index // 2 % 4]}" for index, line in enumerate(lines[1:])]
+    (cohort_folder / "cohort.csv").write_text("\n".join([f"{lines[0]},site", *rows]))
+    finding = found(cohort_folder)["site_shortcut"]
+    assert finding.numbers is not None
+    assert finding.numbers["high"] < 0.5
+    assert finding.severity == "note"
+    assert "below chance" in finding.sentence
+
+
+def test_a_label_typed_in_two_ways_hides_no_shortcut(cohort_folder: Path) -> None:
+    for path in sorted((cohort_folder / "features").glob("s*[13579]_0.h5")):
+        save_bag(path, Bag(path.stem, np.ones((300, 6), dtype=np.float32), None, {"encoder": "test", "mpp": 0.5}))
+    edit(cohort_folder / "cohort.csv", ("s01_0,c01,tumour", "s01_0,c01,Tumour"))
+    assert found(cohort_folder)["bag_size_shortcut"].severity == "warning"
+
+
 def test_the_size_of_the_bag_or_the_site_tells_the_label(cohort_folder: Path) -> None:
     for path in sorted((cohort_folder / "features").glob("s*[13579]_0.h5")):  # tumour: ten times the instances
         rng = np.random.default_rng(0)
@@ -136,20 +167,19 @@ def test_the_shortcuts_auroc_is_honest() -> None:
     labels = np.repeat(["a", "b"], 75)
     cases = np.array([f"c{index}" for index in range(150)])
     holding, areas = 0, []
-    for _ in range(4):
-        noise = rng.normal(size=(150, 1))
+    for noise in (drawn := rng.normal(size=(4, 150, 1))):
         reached = shortcut_auroc(noise, labels, cases, LogisticRegression())
         assert reached is not None
         areas.append(reached[0])
         holding += reached[1] <= 0.5 <= reached[2]
     assert holding >= 3  # a cross-validated AUROC of noise lies slightly below 0.5 and spreads more than its interval
     assert abs(np.mean(areas) - 0.5) < 0.08
-    shifted = noise + (labels == "b")[:, None]
+    shifted = drawn[-1] + (labels == "b")[:, None]
     reached = shortcut_auroc(shifted, labels, cases, LogisticRegression())
     assert reached is not None
     assert reached[0] == pytest.approx(0.760, abs=0.08)
     assert reached[1] < reached[0] < reached[2]
-    assert shortcut_auroc(noise[:3], np.array(["a", "a", "b"]), cases[:3], LogisticRegression()) is None
+    assert shortcut_auroc(drawn[0, :3], np.array(["a", "a", "b"]), cases[:3], LogisticRegression()) is None
 
 
 Command = Callable[..., int]

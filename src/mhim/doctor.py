@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from mhim.bag import load_bag
 from mhim.cohort import REQUIRED, read_table
 from mhim.errors import CohortError, FeatureError
-from mhim.splits import FOLD_COLUMN, PARTS
+from mhim.splits import BOTH, FOLD_COLUMN, PARTS
 
 Severity = Literal["fatal", "warning", "note"]
 FEW_CASES = 10
@@ -106,18 +106,28 @@ def _some(names: Sequence[str]) -> str:
     return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
+def _count(number: int, noun: str, one: str = "", many: str = "") -> str:
+    """``1 case is``, ``2 cases are``: a number, its noun, and the verb that agrees."""
+    verb = one if number == 1 else many
+    return f"{number} {noun}{'s' * (number != 1)}{' ' * bool(verb)}{verb}"
+
+
 def _table(records: Sequence[Record]) -> Iterator[Finding]:
     """Ids: repeated, empty, or of one slide in several cases."""
     counts = Counter(record["slide_id"] for record in records)
     repeated = tuple(name for name, count in counts.items() if count > 1)
     if repeated:
         yield Finding(
-            "duplicates", "fatal", f"{len(repeated)} slide_id appear more than once: {_some(repeated)}.", repeated
+            "duplicates",
+            "fatal",
+            f"{_count(len(repeated), 'slide_id', 'appears', 'appear')} more than once: {_some(repeated)}.",
+            repeated,
         )
     for column in ("slide_id", "case_id", "label"):
         empty = sum(not record[column] for record in records)
         if empty:
-            yield Finding("empty", "fatal", f"{empty} rows have nothing in the column {column}; fill it.")
+            text = f"{_count(empty, 'row', 'has', 'have')} nothing in the column {column}; fill it."
+            yield Finding("empty", "fatal", text)
     folded: dict[str, set[str]] = defaultdict(set)
     for record in records:
         folded[_plain(record["case_id"])].add(record["case_id"])
@@ -127,8 +137,8 @@ def _table(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(
             "case_spelling",
             "warning",
-            f"{len(twins)} cases may be written in two ways ({text}); if they are one patient, its slides can come to "
-            f"lie in training and test.",
+            f"{_count(len(twins), 'case')} may be written in two ways ({text}); if they are one patient, its "
+            f"slides can come to lie in training and test.",
             tuple(name for names in twins for name in names),
         )
 
@@ -163,7 +173,8 @@ def _labels(records: Sequence[Record]) -> Iterator[Finding]:
             yield Finding("tiny_class", severity, text, tuple(sorted(members)))
     mixed = tuple(case for case, labels in labels_of.items() if len(labels) > 1)
     if mixed:
-        text = f"{len(mixed)} cases have several labels: {_some(mixed)}; fine unless the label is the patient's."
+        text = f"{_count(len(mixed), 'case', 'has', 'have')} several labels: {_some(mixed)}; "
+        text += "fine unless the label is the patient's."
         yield Finding("mixed_cases", "note", text, mixed)
 
 
@@ -181,9 +192,8 @@ def _files(records: Sequence[Record], folder: Path) -> Iterator[Finding]:
             missing,
         )
     if extra:
-        yield Finding(
-            "extra_bags", "note", f"{len(extra)} bags have no row in the table and are not used: {_some(extra)}.", extra
-        )
+        text = f"{_count(len(extra), 'bag')} without a row in the table, not used: {_some(extra)}."
+        yield Finding("extra_bags", "note", text, extra)
 
 
 def _read_bags(
@@ -228,18 +238,22 @@ def _alike(facts: Mapping[str, Facts]) -> Iterator[Finding]:
         middle = float(np.median(list(scales.values())))
         odd = tuple(name for name, mpp in scales.items() if abs(mpp / middle - 1) > SAME_MPP)
         if odd:
-            text = f"{len(odd)} bags are not at {middle:g} µm per pixel like the others: {_some(odd)}; tile them again."
+            text = (
+                f"{_count(len(odd), 'bag', 'is', 'are')} not at {middle:g} µm per pixel like the others: {_some(odd)}; "
+            )
+            text += "tile again."
             yield Finding("mixed_mpp", "fatal", text, odd)
     if scales and len(scales) < len(facts):
         unknown = tuple(name for name in facts if name not in scales)
-        text = f"{len(unknown)} bags do not say their scale: {_some(unknown)}."
+        text = f"{_count(len(unknown), 'bag', 'does', 'do')} not say the scale: {_some(unknown)}."
         yield Finding("unknown_mpp", "warning", text, unknown)
 
 
 def _shortcuts(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterator[Finding]:
     """Whether the size of the bag or the site alone tells the label."""
     usable = [r for r in {r["slide_id"]: r for r in records}.values() if r["slide_id"] in facts and r["label"]]
-    labels, cases = (np.array([record[key] for record in usable]) for key in ("label", "case_id"))
+    labels = np.array([_plain(record["label"]) for record in usable])  # one label typed in two ways is one here
+    cases = np.array([record["case_id"] for record in usable])
     if len(np.unique(labels)) < 2:
         return
     size = np.log1p([[facts[record["slide_id"]].size] for record in usable])
@@ -257,14 +271,19 @@ def _shortcuts(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterato
         value, low, high = reached
         severity: Severity = "warning" if low > 0.5 else "note"
         text = f"The {what} alone predicts the label with AUROC {value:.2f} [{low:.2f}, {high:.2f}] (cross-validated)"
-        text += (
-            "; a model can score by it without looking at tissue."
-            if severity == "warning"
-            else ": not told apart from chance."
-        )
+        text += _verdict(low, high)
         yield Finding(
             f"{what.replace(' ', '_')}_shortcut", severity, text, (), {"auroc": value, "low": low, "high": high}
         )
+
+
+def _verdict(low: float, high: float) -> str:
+    """What the interval of a shortcut's AUROC says."""
+    if low > 0.5:
+        return "; a model can score by it without looking at tissue."
+    if high < 0.5:  # balanced groups: what is held out tips the rest the other way
+        return ": below chance, as cross-validation comes out where groups are balanced; no shortcut found."
+    return ": not told apart from chance."
 
 
 def shortcut_auroc(
@@ -331,16 +350,20 @@ def _splits(records: Sequence[Record], path: Path) -> Iterator[Finding]:
             if record[name]:
                 parts[name][record["case_id"]].add(record[name])
     known, split = {record["case_id"] for record in records}, {record["case_id"] for _, record in lines}
-    for names, text in ((split - known, "are not in the cohort"), (known - split, "of the cohort are in no fold")):
+    for names, text in ((split - known, "not in the cohort"), (known - split, "of the cohort in no fold")):
         if names:
-            yield Finding(
-                "split_cases", "fatal", f"{len(names)} cases {text}: {_some(sorted(names))}.", tuple(sorted(names))
-            )
+            said = f"{_count(len(names), 'case')} {text}: {_some(sorted(names))}."
+            yield Finding("split_cases", "fatal", said, tuple(sorted(names)))
+    published = [name for name in folds if any(BOTH in found for found in parts[name].values())]
+    if published:
+        text = f"{_some(published)}: the test part also validates ('{BOTH}'), as in some published protocols; "
+        text += "'mhim train' takes it under the protocol's name only, and the numbers are optimistic."
+        yield Finding("validates_on_test", "warning", text)
     yield from _leaks(parts)
     classes = {label: {r["case_id"] for r in records if r["label"] == label} for label in {r["label"] for r in records}}
     for name in folds:
         for part in PARTS:
-            if not any(part in found for found in parts[name].values()):
+            if not any({part, BOTH if part != "train" else part} & found for found in parts[name].values()):
                 yield Finding("empty_part", "fatal", f"{name} has no {part} part.")
         training = {case for case, found in parts[name].items() if "train" in found}
         for label, members in sorted(classes.items()):
@@ -353,14 +376,15 @@ def _leaks(parts: Mapping[str, Mapping[str, set[str]]]) -> Iterator[Finding]:
     for name, found in parts.items():
         both = tuple(sorted(case for case, where in found.items() if len(where) > 1))
         if both:
-            text = f"{name}: {len(both)} cases are in more than one part: {_some(both)}; what is tested was trained on."
+            text = f"{name}: {_count(len(both), 'case', 'is', 'are')} in more than one part: {_some(both)}; "
+            text += "what is tested was trained on."
             yield Finding("case_leak", "fatal", text, both)
-        unknown = {part for where in found.values() for part in where} - set(PARTS)
+        unknown = {part for where in found.values() for part in where} - {*PARTS, BOTH}
         if unknown:
             yield Finding("unknown_part", "fatal", f"{name} holds '{min(unknown)}'; expected train, val or test.")
-    tested = Counter(case for found in parts.values() for case, where in found.items() if "test" in where)
+    once = {name: found for name, found in parts.items() if not name.startswith("repeat")}  # repeats may overlap
+    tested = Counter(case for found in once.values() for case, where in found.items() if where & {"test", BOTH})
     twice = tuple(sorted(case for case, count in tested.items() if count > 1))
     if twice:
-        yield Finding(
-            "tested_twice", "fatal", f"{len(twice)} cases are tested in several folds: {_some(twice)}.", twice
-        )
+        text = f"{_count(len(twice), 'case', 'is', 'are')} tested in several folds: {_some(twice)}."
+        yield Finding("tested_twice", "fatal", text, twice)
