@@ -86,6 +86,10 @@ def report(
         Path | None, typer.Option(help="Folder that 'mhim heatmap' wrote. Default: draw what is shown.")
     ] = None,
     slides: Annotated[int, typer.Option(min=0, help="Slides whose maps are shown.")] = 12,
+    tiles: Annotated[
+        int,
+        typer.Option(min=0, max=24, help="Tiles shown below each of them, by probability and by attention."),
+    ] = 6,
     title: Annotated[str | None, typer.Option(help="Heading. Default: the classes.")] = None,
     date: Annotated[str | None, typer.Option(help="Date to print. Default: none.")] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
@@ -101,7 +105,7 @@ def report(
     from mhim.report import ReportConfig, write_report
 
     load_plugins(plugin)
-    values = {"title": title, "date": date, "slides": slides, "resamples": resamples}
+    values = {"title": title, "date": date, "slides": slides, "tiles": tiles, "resamples": resamples}
     config = validate(ReportConfig, values, "report")
     opened = open_runs(runs, with_baseline)
     if dry_run:

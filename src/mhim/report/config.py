@@ -16,4 +16,6 @@ class ReportConfig(Settings):
     resamples: int = Field(1000, ge=100, description="bootstrap resamples over cases")
     picture_px: int = Field(1280, ge=200, description="width of a map panel, pixels")
     picture_quality: int = Field(72, ge=1, le=100, description="WebP quality of pictures")
+    tiles: int = Field(6, ge=0, le=24, description="tiles shown of each of them by each of two maps; 0 for none")
+    tile_px: int = Field(112, ge=32, le=512, description="width of a tile at most, pixels")
     max_bytes: int = Field(4_500_000, ge=100_000, description="bytes of pictures; slides beyond it are left out")

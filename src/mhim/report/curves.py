@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,16 @@ from mhim.training.runs import Run
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 GRID = np.linspace(0, 1, 101)
+Curves = Sequence[tuple[str, str, tuple[float, float] | None]]
 FEW_SLIDES = 100
+TRAINED: Curves = (
+    ("train_classification", "training loss", None),
+    ("train_bag", "training loss", None),
+    ("val_loss", "validation loss", None),
+    ("val_auroc", "validation AUROC", (0.0, 1.0)),
+    ("val_c_index", "validation C-index", (0.0, 1.0)),
+    ("train_consistency", "consistency loss", None),
+)
 LEGEND = (("fold", "folds"), ("pooled", "pooled"), ("band", "95 % band (cases)"), ("chance", "chance"))
 
 
@@ -160,37 +169,39 @@ def calibration(run: Run) -> Figure:
 
 
 def training(run: Run) -> list[Figure]:
-    """Losses, validation AUROC and, for MHIM, what was mined by epoch; a dot marks the chosen epoch."""
+    """Losses and the validation score by epoch; a dot marks the chosen epoch."""
+    return by_epoch(run, TRAINED)
+
+
+def by_epoch(run: Run, columns: Curves) -> list[Figure]:
+    """One chart a column of the history that has values, one line a fold; a dot marks the chosen epoch.
+
+    Args:
+        run: a complete run.
+        columns: column, name in words and range of values (None: from 0, or the lowest value, to the highest).
+    """
     histories = [run.history(fold) for fold in run.folds]
     best = [int(run.fold_info(fold)["best_epoch"]) for fold in run.folds]
-    known = [
-        ("train_classification", "training loss", None),
-        ("train_bag", "training loss", None),
-        ("val_loss", "validation loss", None),
-        ("val_auroc", "validation AUROC", (0.0, 1.0)),
-        ("val_c_index", "validation C-index", (0.0, 1.0)),
-        ("train_consistency", "consistency loss", None),
-        ("kept_share", "kept share of instances", (0.0, 1.0)),
-        ("teacher_agreement", "agreement of teacher and student", None),
-        ("mask_overlap", "mask shared with the epoch before", (0.0, 1.0)),
-        ("attention_entropy", "entropy of the teacher's attention", (0.0, 1.0)),
-        ("loss_kept", "loss on kept instances", None),
-        ("loss_masked", "loss on masked instances", None),
-        ("high_precision", "tumour's share of the high set", (0.0, 1.0)),
-        ("high_recall", "share of the tumour in the high set", (0.0, 1.0)),
-    ]
     figures = []
     longest = max(len(history) for history in histories)
-    for column, name, y_range in known:
-        if any(column not in history or history[column].isna().all() for history in histories):
-            continue
-        lines = [
-            Line(history["epoch"], history[column], f"c{fold % 8}", dot, f"fold {fold}")
+    for column, name, y_range in columns:
+        drawn = [
+            (fold, Line(history["epoch"], history[column], f"c{fold % 8}", dot, f"fold {fold}"))
             for fold, history, dot in zip(run.folds, histories, best, strict=True)
+            if column in history and history[column].notna().to_numpy().any()
         ]
-        y_range = y_range or span([line.y for line in lines])
+        if not drawn:
+            continue
+        lines = [line for _, line in drawn]
         text = f"{name} of {run.config.title} by epoch, one line a fold"
-        axes = Axes("epoch", name, text, (0.0, float(max(longest - 1, 1))), y_range, whole_x=True)
-        legend = tuple((f"c{fold % 8}", f"fold {fold}") for fold in run.folds)
+        axes = Axes(
+            "epoch",
+            name,
+            text,
+            (0.0, float(max(longest - 1, 1))),
+            y_range or span([line.y for line in lines]),
+            whole_x=True,
+        )
+        legend = tuple((f"c{fold % 8}", f"fold {fold}") for fold, _ in drawn)
         figures.append(Figure(chart(axes, lines), f"{name[0].upper()}{name[1:]}", legend))
     return figures

@@ -5,26 +5,25 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import mhim
 from mhim.artefacts import write_text
 from mhim.config import to_yaml
 from mhim.errors import ConfigError
 from mhim.evaluation import Estimate, Summary, evaluate_run, format_estimate, summarise, table_rows
-from mhim.maps import summarise_localisation
-from mhim.maps.panel import NAMES
 from mhim.maps.study import read_test_predictions
 from mhim.metrics import METRICS
 from mhim.report.cautions import cautions
 from mhim.report.config import ReportConfig
 from mhim.report.curves import curves, training
+from mhim.report.further import further_tables
+from mhim.report.localised import localisation_tables
+from mhim.report.mining import mining, mining_table
 from mhim.report.pictures import Gallery, make_gallery
 from mhim.report.survival import (
     WORDS as SURVIVAL_WORDS,
@@ -37,6 +36,7 @@ from mhim.report.survival import (
     survival_cautions,
     survival_curves,
 )
+from mhim.report.table import Table, number, run_name, with_interval
 from mhim.training.runs import Run
 
 LIBRARIES = ("torch", "numpy", "scikit-learn", "pandas")
@@ -53,15 +53,6 @@ WORDS = {
     "search": "slide, case, class",
     "caption": "Test prediction of every slide",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first cell of a row is its heading."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def write_report(runs: Sequence[Run], out: Path, config: ReportConfig, maps: Path | None = None) -> None:
@@ -111,7 +102,10 @@ def gather(runs: Sequence[Run], out: Path, config: ReportConfig, maps: Path | No
         "headlines": [_headline(summary) for summary in summaries],
         "results": [Table("Mean over folds with 95 % intervals", header, rows)],
         "training": [(run_name(run, runs), training(run)) for run in runs],
+        "mining": [(run_name(run, runs), figures) for run in runs if (figures := mining(run))],
+        "mined": mining_table(runs, [run_name(run, runs) for run in runs]),
         **kind(runs, metrics, summaries, config, maps),
+        "runs_last": run_name(runs[-1], runs),
         "reproduce": [_reproduce(run, runs) for run in runs],
         "report_command": _command(runs, out, maps),
         "versions": _versions(),
@@ -135,7 +129,8 @@ def _classification(
         "per_fold": [_per_fold(run, said) for run, said in zip(runs, metrics, strict=True)],
         "curves": [(run_name(run, runs), curves(run, config.resamples)) for run in runs],
         "gallery": gallery,
-        "localisation": _localisation(gallery.localisation, runs, config.resamples),
+        "localisation": localisation_tables(gallery.localisation, gallery.froc, runs, config.resamples),
+        "further": further_tables([run_name(run, runs) for run in runs], metrics),
         "predictions": predictions,
     }
 
@@ -164,16 +159,11 @@ def _survival(
             Table(name, *result_rows(run, said)) for name, run, said in zip(names, runs, metrics, strict=True)
         ],
         "curves": [(name, survival_curves(run)) for name, run in zip(names, runs, strict=True)],
-        "gallery": Gallery({}, pd.DataFrame(), ()),
-        "localisation": None,
+        "gallery": Gallery(),
+        "localisation": [],
+        "further": [],
         "predictions": case_table(runs, names),
     }
-
-
-def run_name(run: Run, runs: Sequence[Run]) -> str:
-    """Title of a run; folder and seed are added where several runs share it."""
-    alone = sum(other.config.title == run.config.title for other in runs) == 1
-    return run.config.title if alone else f"{run.config.title}, {run.path.name}, seed {run.config.seed}"
 
 
 def _headline(summary: Summary) -> dict[str, str]:
@@ -247,9 +237,6 @@ def _fold_counts(run: Run) -> Table:
 
 
 def _per_fold(run: Run, metrics: dict[str, Any]) -> Table:
-    def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     rows = []
     for entry in metrics["folds"]:
         fact = run.fold_info(entry["fold"])
@@ -259,35 +246,9 @@ def _per_fold(run: Run, metrics: dict[str, Any]) -> Table:
         )
     for label, key in (("mean", "fold_mean"), ("pooled", "pooled")):
         values = [metrics[key][name] for name in METRICS]
-        rows.append([label, *(_interval(value) for value in values), "", ""])
+        rows.append([label, *(with_interval(value) for value in values), "", ""])
     header = ["fold", *(METRIC_NAMES[name] for name in METRICS), "best epoch", "threshold"]
     return Table(run.config.title, header, rows)
-
-
-def _interval(said: dict[str, float | None]) -> str:
-    low, high = said["low"], said["high"]
-    return format_estimate(Estimate(said["value"], None if low is None or high is None else (low, high)))
-
-
-def _localisation(table: pd.DataFrame, runs: Sequence[Run], resamples: int) -> Table | None:
-    entries = summarise_localisation(table, resamples)
-    if not entries:
-        return None
-    from mhim.maps.study import unique_slugs
-
-    names = {slug: run_name(run, runs) for slug, run in zip(unique_slugs(runs), runs, strict=True)}
-    rows = [
-        [
-            f"{NAMES[entry.kind]}, {names.get(entry.run, entry.run)}",
-            str(entry.n_slides),
-            format_estimate(entry.estimates["auroc"]),
-            format_estimate(entry.estimates["auprc"]),
-            format_estimate(entry.difference.get("auprc"), sign=True),
-        ]
-        for entry in entries
-    ]
-    header = ("map", "slides", "tile AUROC [95 % CI]", "tile AUPRC [95 % CI]", "difference in AUPRC")
-    return Table("Mean over slides that hold annotated and other tiles", header, rows)
 
 
 def _predictions(runs: Sequence[Run]) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +15,10 @@ from PIL import Image
 from mhim.artefacts import read_json
 from mhim.errors import ArtefactError, MhimError
 from mhim.maps import KINDS, MapConfig, draw_maps, telling
-from mhim.maps.localise import read_localisation
+from mhim.maps.localise import read_froc, read_localisation
 from mhim.maps.study import Prediction, read_test_predictions
 from mhim.report.config import ReportConfig
+from mhim.report.tile_rows import TileCutter, TileRow, as_uri
 from mhim.training.runs import Run
 
 
@@ -33,6 +32,7 @@ class SlidePicture:
         size_px: (w, h).
         words: what the picture shows, for those who do not see it.
         notices: what the reader has to know.
+        tiles: its telling tiles by the last run; empty where the slide file is not there.
     """
 
     slide_id: str
@@ -40,15 +40,22 @@ class SlidePicture:
     size_px: tuple[int, int]
     words: str
     notices: tuple[str, ...]
+    tiles: tuple[TileRow, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size on the page."""
+        return len(self.uri) + sum(len(tile.uri) for row in self.tiles for tile in row.tiles)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Panels by group (wrong, least certain, most certain), localisation scores, and what is missing."""
+    """Panels and tiles by group (wrong, least certain, most certain), localisation scores, and what is missing."""
 
-    groups: dict[str, list[SlidePicture]]
-    localisation: pd.DataFrame
-    notes: tuple[str, ...]
+    groups: dict[str, list[SlidePicture]] = field(default_factory=dict)
+    localisation: pd.DataFrame = field(default_factory=pd.DataFrame)
+    froc: pd.DataFrame = field(default_factory=pd.DataFrame)
+    notes: tuple[str, ...] = ()
 
 
 def make_gallery(runs: Sequence[Run], maps: Path | None, config: ReportConfig) -> Gallery:
@@ -64,7 +71,7 @@ def make_gallery(runs: Sequence[Run], maps: Path | None, config: ReportConfig) -
     """
     predictions = read_test_predictions(runs[-1])
     if config.slides == 0 and maps is None:
-        return Gallery({}, pd.DataFrame(), ())
+        return Gallery()
     if maps is not None:
         return _collect(runs, maps, predictions, config, ())
     with _drawn(runs, config) as (folder, notes):
@@ -95,16 +102,21 @@ def _collect(
         _require_runs(folder / slide_id, stamp, runs)
     chosen = telling([p for p in predictions if p.slide_id in stamps], config.slides) if config.slides else {}
     groups: dict[str, list[SlidePicture]] = {}
-    used = 0
-    for group, slides in chosen.items():
-        for slide_id in slides:
-            picture = _picture(folder / slide_id, stamps[slide_id], config)
-            used += len(picture.uri)
-            if used > config.max_bytes:
-                notes = (*notes, f"Pictures beyond {config.max_bytes / 1e6:.1f} MB are left out.")
-                return Gallery(groups, _scores(folder), notes)
-            groups.setdefault(group, []).append(picture)
-    return Gallery(groups, _scores(folder), notes)
+    used, cutter = 0, TileCutter(runs[-1], config)
+    for group, slide_id in [(group, slide_id) for group, slides in chosen.items() for slide_id in slides]:
+        picture = _picture(folder / slide_id, stamps[slide_id], config, cutter.rows(slide_id))
+        used += picture.n_bytes
+        if used > config.max_bytes:
+            notes = (*notes, f"Pictures beyond {config.max_bytes / 1e6:.1f} MB are left out.")
+            break
+        groups.setdefault(group, []).append(picture)
+    found, froc = folder / "localisation.csv", folder / "froc.csv"
+    return Gallery(
+        groups,
+        read_localisation(found) if found.is_file() else pd.DataFrame(),
+        read_froc(froc) if froc.is_file() else pd.DataFrame(),
+        (*notes, *cutter.notes()),
+    )
 
 
 def _require_runs(folder: Path, stamp: dict[str, Any], runs: Sequence[Run]) -> None:
@@ -114,7 +126,7 @@ def _require_runs(folder: Path, stamp: dict[str, Any], runs: Sequence[Run]) -> N
         raise ArtefactError(f"{folder}: maps of another run are here; draw them for the runs of this report")
 
 
-def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig) -> SlidePicture:
+def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig, tiles: tuple[TileRow, ...]) -> SlidePicture:
     try:
         with Image.open(folder / "panel.png") as image:
             panel = image.convert("RGB")
@@ -123,9 +135,6 @@ def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig) -> Slide
     if panel.width > config.picture_px:
         height = round(panel.height * config.picture_px / panel.width)
         panel = panel.resize((config.picture_px, height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    panel.save(buffer, format="WEBP", quality=config.picture_quality, method=4)
-    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     said = "; ".join(
         f"{entry['title']}: true {entry['y_true']}, predicted {entry['y_pred']}, "
         f"probability of {entry['map_class']} {entry['probability']:.3f}"
@@ -133,9 +142,5 @@ def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig) -> Slide
     )
     kinds = ", ".join(kind for kind in KINDS if kind in stamp["scales"])
     words = f"Slide {stamp['slide_id']} with maps of {kinds}. {said}."
-    return SlidePicture(stamp["slide_id"], uri, panel.size, words, tuple(stamp["notices"]))
-
-
-def _scores(folder: Path) -> pd.DataFrame:
-    path = folder / "localisation.csv"
-    return read_localisation(path) if path.is_file() else pd.DataFrame()
+    uri = as_uri(panel, config.picture_quality)
+    return SlidePicture(stamp["slide_id"], uri, panel.size, words, tuple(stamp["notices"]), tiles)
