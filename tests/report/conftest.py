@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mhim.maps import MapConfig, draw_maps
 from mhim.training.runs import Run, open_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "maps"))
@@ -23,3 +24,11 @@ def study_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(study_run: Path) -> list[Run]:
     """Baseline and MHIM."""
     return [open_run(study_run / "baseline"), open_run(study_run)]
+
+
+@pytest.fixture(scope="session")
+def maps(runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Maps of all slides by both runs, as ``mhim heatmap`` writes them."""
+    folder = tmp_path_factory.mktemp("maps")
+    draw_maps(runs, folder, MapConfig.model_validate({"max_side_px": 288}))
+    return folder

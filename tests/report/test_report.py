@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from mhim.cli import app
 from mhim.errors import ArtefactError
 from mhim.evaluation import draws_of, fold_predictions, pooled
-from mhim.maps import MapConfig, draw_maps
 from mhim.maps.study import read_test_predictions
 from mhim.metrics import Predictions
 from mhim.report import ReportConfig, write_report
@@ -56,13 +55,6 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-@pytest.fixture(scope="module")
-def maps(runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("maps")
-    draw_maps(runs, folder, MapConfig.model_validate({"max_side_px": 288}))
-    return folder
 
 
 @pytest.fixture(scope="module")
