@@ -22,6 +22,7 @@ DARK_WIDTH_UM = 100.0
 MARGIN_UM = 32.0
 WHOLE_SLIDE_UM = 10_000.0
 """Lengths below hold for pictures of at least this side; on smaller ones, marks may be smaller too."""
+LARGE = 1 << 18
 STAIN_SHARE, SURE_STAIN_SHARE = 0.5, 0.92
 STAIN_ROUGHNESS, SURE_STAIN_ROUGHNESS = 0.14, 0.10
 
@@ -40,11 +41,15 @@ class Planes:
     chroma: Plane
 
     @classmethod
-    def of(cls, rgb: NDArray[np.uint8]) -> Planes:
-        """The planes of a picture (h, w, 3) uint8."""
+    def of(cls, rgb: NDArray[np.uint8], white: NDArray[Any] | None = None) -> Planes:
+        """The planes of a picture (h, w, 3) uint8, each channel scaled so that ``white`` (3,) becomes 255."""
         import cv2
 
-        red, green, blue = (np.asarray(plane) for plane in cv2.split(rgb))
+        planes = [np.asarray(plane) for plane in cv2.split(rgb)]
+        if white is not None:
+            for plane, level in zip(planes, white.tolist(), strict=True):
+                cv2.convertScaleAbs(plane, dst=plane, alpha=255 / level, beta=-0.499)
+        red, green, blue = planes
         brightest = np.asarray(cv2.max(cv2.max(red, green), blue))
         darkest = np.asarray(cv2.min(cv2.min(red, green), blue))
         return cls(red, green, blue, brightest, darkest, np.asarray(cv2.subtract(brightest, darkest)))
@@ -76,14 +81,14 @@ def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
 
     none = np.zeros_like(coloured)
     cool = coloured & _not_above(planes.red, _plus(planes.green, 2))
-    if int(cool.sum()) * cell_um2 < MIN_INK_UM2:
+    if _count(cool) * cell_um2 < MIN_INK_UM2:
         return none
     vivid = _above(planes.chroma, 74)
     deep = _above(planes.chroma, 40) & _not_above(_times(planes.brightest, 0.55), planes.chroma)
     over_red, over_blue = cv2.subtract(planes.green, planes.red), cv2.subtract(planes.green, planes.blue)
     leafy = _above(planes.chroma, 30) & _above(over_red, 19) & _above(over_blue, 9)
     pen = components(cool, cool & (vivid | deep | leafy), MIN_INK_UM2 / cell_um2, least_share=0.1)
-    pen_cells, other_cells = int(pen.sum()), int(coloured.sum()) - int(cool.sum())
+    pen_cells, other_cells = _count(pen), _count(coloured) - _count(cool)
     share = pen_cells / max(1, pen_cells + other_cells)
     if share > STAIN_SHARE:
         roughness = _roughness(planes.darkest, pen)
@@ -95,8 +100,8 @@ def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
 def _faint_ink(planes: Planes, coloured: Plane, marks: Plane) -> Plane:
     """Weak blue and green on a slide whose tissue clearly is neither."""
     cold = coloured & _not_above(_plus(planes.red, 6), planes.green) & ~marks & 1
-    tissue = int((coloured & ~marks & 1).sum())
-    return cold if int(cold.sum()) < 0.1 * tissue else np.zeros_like(cold)
+    tissue = _count(coloured & ~marks & 1)
+    return cold if _count(cold) < 0.1 * tissue else np.zeros_like(cold)
 
 
 def _warm_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
@@ -106,11 +111,11 @@ def _warm_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     excess = cv2.subtract(planes.red, planes.green)
     blue_excess = cv2.subtract(planes.blue, planes.green)
     sure = _above(excess, 80) & _not_above(blue_excess, 24) & _not_above(planes.green, 150) & _above(planes.red, 85)
-    if int(sure.sum()) * cell_um2 < 0.3 * MIN_MARK_UM2:
+    if _count(sure) * cell_um2 < 0.3 * MIN_MARK_UM2:
         return np.zeros_like(coloured)
     weak = sure | (coloured & _above(excess, 12) & _not_above(blue_excess, 8))
     pen = components(weak, sure, MIN_MARK_UM2 / cell_um2, least_share=0.3)
-    if int(pen.sum()) > 0.6 * int(coloured.sum()) and _roughness(planes.darkest, pen) > SURE_STAIN_ROUGHNESS:
+    if _count(pen) > 0.6 * _count(coloured) and _roughness(planes.darkest, pen) > SURE_STAIN_ROUGHNESS:
         return np.zeros_like(coloured)
     return _blood_left_out(pen, np.asarray(excess), planes.green, coloured)
 
@@ -141,7 +146,7 @@ def _dark_marks(planes: Planes, um_per_cell: float) -> Plane:
 
     dark = _not_above(planes.brightest, 100) & _not_above(planes.chroma, 40)
     dark |= _not_above(planes.brightest, 90) & _not_above(planes.red, planes.blue)
-    if int(dark.sum()) * um_per_cell**2 < MIN_MARK_UM2:
+    if _count(dark) * um_per_cell**2 < MIN_MARK_UM2:
         return np.zeros_like(dark)
     dark = np.asarray(dark, dtype=np.uint8)
     broad = np.asarray(cv2.morphologyEx(dark, cv2.MORPH_OPEN, disc(DARK_WIDTH_UM, um_per_cell)))
@@ -201,12 +206,27 @@ def odd(length: float) -> int:
     return 2 * math.floor(length / 2) + 1 if length > 1 else 1
 
 
+def histogram(plane: Plane, inside: Plane | None = None) -> NDArray[np.int64]:
+    """(256,) how often each value occurs where ``inside`` is not 0; of large planes every other row is counted."""
+    import cv2
+
+    step = 1 + (plane.size > LARGE)
+    mask = None if inside is None else inside[::step]
+    return np.asarray(cv2.calcHist([plane[::step]], [0], mask, [256], [0, 256])).ravel().astype(np.int64)
+
+
 def _above(plane: Any, level: int) -> Plane:
-    return (plane > level).astype(np.uint8)
+    return (plane > level).view(np.uint8)
 
 
 def _not_above(plane: Any, other: Any) -> Plane:
-    return (plane <= other).astype(np.uint8)
+    return np.asarray(plane <= other).view(np.uint8)
+
+
+def _count(plane: Plane) -> int:
+    import cv2
+
+    return cv2.countNonZero(plane)
 
 
 def _plus(plane: Plane, level: int) -> Plane:

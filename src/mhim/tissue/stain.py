@@ -12,16 +12,18 @@ from mhim.config import Settings
 from mhim.errors import SlideError
 from mhim.slides import Slide
 from mhim.tissue.focus import blurred_cells
-from mhim.tissue.ink import Planes, disc, find_ink, odd
+from mhim.tissue.ink import Planes, disc, find_ink, histogram, odd
 from mhim.tissue.raster import TissueMask, raster_size, stored_downsamples
 from mhim.tissue.regions import whole_pieces
 
 DARK_LEVEL = 60
 BRIGHT_LEVEL = 180
 FAINT_LEVEL = 5
+GLASS_LEVEL = 200
 COARSEST_UM, FINEST_UM = 16.0, 4.0
 CELLS_WANTED, CELLS_ENOUGH = 1024, 512
-SAMPLE_SIDE = 384
+SAMPLE_SIDE = 320
+FINE_UM, FINE_CELLS = 8.0, 512
 
 
 class TissueConfig(Settings):
@@ -96,9 +98,10 @@ def segment_stain(slide: Slide, config: TissueConfig | None = None) -> TissueMas
     """
     config = config or TissueConfig()
     um_per_cell = cell_size_um(slide, config)
-    rgb = slide.read((0, 0), raster_size(slide, um_per_cell), um_per_cell)
-    refuse_dark(rgb, slide.slide_id)
-    cells, rejected = _tissue_cells(rgb, um_per_cell, config)
+    smooth = _smooth(slide.read((0, 0), raster_size(slide, um_per_cell), um_per_cell), um_per_cell, config.smooth_um)
+    sample = _sample(smooth)
+    _refuse_dark(sample, slide.slide_id)
+    cells, rejected = _tissue_cells(smooth, glass_colour(sample), um_per_cell, config)
     if config.reject_blur:
         blurred = blurred_cells(slide, cells, um_per_cell, config.blur_mpp, config.min_sharpness)
         cells, rejected = cells & ~blurred, rejected | blurred
@@ -112,20 +115,23 @@ def refuse_dark(rgb: NDArray[np.uint8], name: str) -> None:
     Raises:
         SlideError: it is such a picture.
     """
-    planes = Planes.of(_sample(rgb))
-    dark = float((planes.brightest < DARK_LEVEL).mean())
-    if dark > 0.5 and float((planes.darkest >= BRIGHT_LEVEL).mean()) < 0.01:
+    _refuse_dark(_sample(rgb), name)
+
+
+def _refuse_dark(planes: Planes, name: str) -> None:
+    dark = np.count_nonzero(planes.brightest < DARK_LEVEL) / planes.chroma.size
+    if dark > 0.5 and np.count_nonzero(planes.darkest >= BRIGHT_LEVEL) < 0.01 * planes.chroma.size:
         raise SlideError(f"{name}: dark background, looks like fluorescence; only bright-field slides can be tiled")
 
 
 def _tissue_cells(
-    rgb: NDArray[np.uint8], um_per_cell: float, config: TissueConfig
+    smooth: NDArray[np.uint8], white: NDArray[Any], um_per_cell: float, config: TissueConfig
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tissue, and what was left out as ink."""
+    """Tissue, and what was left out as ink, of a smoothed picture with glass of the colour ``white``."""
     import cv2
 
-    planes = Planes.of(balanced(_smooth(rgb, um_per_cell, config.smooth_um)))
-    ink = find_ink(planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
+    planes = Planes.of(smooth, white)
+    ink = _ink(smooth, white, planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
     clear = 1 - ink
     threshold = config.threshold
     if threshold is None:
@@ -144,11 +150,20 @@ def _tissue_cells(
     return (tissue[inner] & clear).view(np.bool_), ink.view(np.bool_)
 
 
-def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
-    """Otsu's threshold of a plane (h, w) uint8 where ``inside`` is 1 (Otsu 1979): largest variance between classes."""
+def _ink(smooth: NDArray[np.uint8], white: NDArray[Any], planes: Planes, um_per_cell: float) -> NDArray[Any]:
+    """Cells under ink; strokes are wide, so that fine cells of a large picture are looked at two by two."""
     import cv2
 
-    counts = np.asarray(cv2.calcHist([plane], [0], inside, [256], [0, 256]), dtype=np.float64).ravel()
+    if um_per_cell > FINE_UM or min(smooth.shape[:2]) < FINE_CELLS:
+        return find_ink(planes, um_per_cell)
+    half = cv2.resize(smooth, (smooth.shape[1] // 2, smooth.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    found = find_ink(Planes.of(np.asarray(half, dtype=np.uint8), white), 2 * um_per_cell)
+    return np.asarray(cv2.resize(found, smooth.shape[1::-1], interpolation=cv2.INTER_NEAREST))
+
+
+def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
+    """Otsu's threshold of a plane (h, w) uint8 where ``inside`` is 1 (Otsu 1979): largest variance between classes."""
+    counts = histogram(plane, inside).astype(np.float64)
     below = np.cumsum(counts)
     total, mass = below[-1], np.cumsum(counts * np.arange(256))
     parts = below * (total - below)
@@ -156,10 +171,13 @@ def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
     return float(np.argmax(np.divide(gap * gap, parts, out=np.zeros(256), where=parts > 0)))
 
 
-def _sample(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _sample(rgb: NDArray[np.uint8]) -> Planes:
     """Every n-th cell of a large picture, enough to know its colours."""
-    step = max(1, max(rgb.shape) // SAMPLE_SIDE)
-    return np.ascontiguousarray(rgb[::step, ::step])
+    import cv2
+
+    step = -(-max(rgb.shape) // SAMPLE_SIDE)
+    size = (-(-rgb.shape[1] // step), -(-rgb.shape[0] // step))
+    return Planes.of(rgb if step == 1 else np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_NEAREST)))
 
 
 def _smooth(rgb: NDArray[np.uint8], um_per_cell: float, smooth_um: float) -> NDArray[np.uint8]:
@@ -174,8 +192,7 @@ def _pale_pink(planes: Planes, threshold: float) -> NDArray[Any]:
     import cv2
 
     pink = np.asarray(cv2.subtract(cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0), planes.green))
-    glass = np.asarray(cv2.compare(planes.darkest, np.full(1, 200, np.uint8), cv2.CMP_GE))
-    usual = int(np.argmax(cv2.calcHist([pink], [0], glass, [256], [0, 256])[:10]))
+    usual = int(np.argmax(histogram(pink, (planes.darkest >= GLASS_LEVEL).view(np.uint8))[:10]))
     return (pink > min(max(usual + 4, FAINT_LEVEL), threshold)).view(np.uint8)
 
 
@@ -188,30 +205,28 @@ def _without_rim(pale: NDArray[Any], stained: NDArray[Any]) -> NDArray[Any]:
     return pale & np.asarray(cv2.dilate(far, block), dtype=np.uint8)
 
 
-def balanced(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture with its glass scaled to white, (h, w, 3) uint8."""
-    import cv2
-
-    white = glass_colour(rgb)
-    table = np.minimum(np.arange(256)[:, None] * (255.0 / white), 255.0).astype(np.uint8)
-    return np.asarray(cv2.LUT(rgb, table[None]), dtype=np.uint8)
-
-
-def glass_colour(rgb: NDArray[np.uint8]) -> NDArray[Any]:
+def glass_colour(planes: Planes) -> NDArray[Any]:
     """(3,) colour of the glass: median of the brightest 5 % of cells, but not of pure white padding.
 
     Where these are pink there is no glass, and white is neutral at their brightest channel.
     """
-    rgb = _sample(rgb)
-    darkest = Planes.of(rgb).darkest
-    counts = np.bincount(darkest.ravel(), minlength=256)
-    if counts[BRIGHT_LEVEL:254].sum() >= 0.05 * darkest.size:
+    darkest = planes.darkest
+    counts = histogram(darkest)
+    total = counts.sum()
+    if counts[BRIGHT_LEVEL:254].sum() >= 0.05 * total:
         counts[254:] = 0
     from_top = np.cumsum(counts[::-1])[::-1]
-    least = max(int(np.count_nonzero(from_top >= 0.05 * darkest.size)) - 1, BRIGHT_LEVEL)
+    least = max(int(np.count_nonzero(from_top >= 0.05 * total)) - 1, BRIGHT_LEVEL)
     most = int(np.flatnonzero(counts)[-1]) if counts.any() else 255
-    bright = rgb[(darkest >= least) & (darkest <= most)]
-    if not len(bright):
+    bright = ((darkest >= least) & (darkest <= most)).view(np.uint8)
+    if not bright.any():
         return np.full(3, 255.0)
-    white = np.median(bright, axis=0)
+    white = np.array([_median(histogram(plane, bright)) for plane in (planes.red, planes.green, planes.blue)])
     return np.full(3, white.max()) if (white[0] + white[2]) / 2 - white[1] > 8 else white
+
+
+def _median(counts: NDArray[np.int64]) -> float:
+    """Median of whole numbers that occur so often."""
+    below, total = np.cumsum(counts), int(counts.sum())
+    middle = np.searchsorted(below, [(total - 1) // 2 + 1, total // 2 + 1])
+    return float(middle.mean())
