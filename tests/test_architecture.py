@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "reproduce",
     ),
+    ("paired_runs",),
     ("maps", "ablation", "robustness", "bench"),
     ("ablation_tables", "exports"),
     ("report",),

@@ -13,12 +13,14 @@ import pytest
 
 from mhim.cli import app
 from mhim.cli.shared import run_app
+from mhim.cohort import read_cohort
 from mhim.compare import cost
 from mhim.compare.plan import Entry, Protocol
 from mhim.compare.published import ORAL
 from mhim.compare.table import count_text
 from mhim.errors import ConfigError
 from mhim.evaluation import fold_predictions, mean_over_folds
+from mhim.protocols import PROTOCOLS, published_splits
 from mhim.splits import SplitConfig, read_splits
 from mhim.training.runs import open_run
 
@@ -130,6 +132,9 @@ def test_a_comparison_end_to_end_and_again(cohort_folder: Path, mhim: Command, c
     assert changes["training_p_holm"][0] == pytest.approx(changes["training_p"][0])  # one difference
     for name in ("roc.png", "forest.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+    text = (out / "table.md").read_text()
+    assert "| minus mean | difference, % | other patients? [95 % CI] | p (Holm) |" in text
+    assert "Two questions, each with its own interval and p" in text
     assert "nothing here is measured against them" in (out / "table.md").read_text()
     _shared_folds_and_baselines(out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("fold.json")}
@@ -184,8 +189,29 @@ def test_a_run_that_fails_does_not_stop_the_others(cohort_folder: Path, mhim: Co
         (("--models", "mean", "--set", "model.name=max"), "is what is compared"),
         (("--models", "mean", "--set", "seed=3"), "comes from --seeds"),
         (("--models", "mean", "--like", "you"), "expected camelyon16 or tcga"),
+        (("--models", "mean,max", "--set", "max:protocol=ijcv2025"), "but compare mean has honest"),
+        (("--models", "mean", "--set", "protocol=ijcv2025", "--use-fold-column"), "draws its own folds"),
     ],
 )
 def test_what_cannot_be_compared(arguments: tuple[str, ...], message: str, mhim: Command, capsys: Any) -> None:
     assert mhim(*arguments) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_folds_that_validate_on_test_are_compared_under_their_protocols_name_only(
+    cohort_folder: Path, mhim: Command, capsys: Any
+) -> None:
+    """The folds of a published protocol are the reference program's, and every sentence says who chose."""
+    published = ("--models", "mean", "--set", "protocol=iccv2023-camelyon16", "--seeds", 2021, "--folds", 3)
+    assert mhim(*published) == 0
+    out = cohort_folder / "out"
+    splits = read_splits(out / "splits" / "seed_2021.csv")
+    expected = published_splits(read_cohort(cohort_folder / "cohort.csv"), PROTOCOLS["iccv2023-camelyon16"], 2021)
+    assert splits == expected
+    text = (out / "table.md").read_text()
+    assert "CAUTION, protocol iccv2023-camelyon16: the test part chose the epoch and threshold" in text
+    assert "scored once" not in text
+    capsys.readouterr()
+    given = ("--models", "mean", "--splits", out / "splits" / "seed_2021.csv")
+    assert mhim(*given, "-o", cohort_folder / "honest") == 1
+    assert "validates on its test part, which protocol honest does not" in " ".join(capsys.readouterr().err.split())

@@ -172,10 +172,10 @@ def summarise(runs: Sequence[Run], resamples: int = RESAMPLES) -> list[Summary]:
 
 
 def _by_configuration(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Title -> its runs. Runs that differ in an option that the title does not show are no seeds of each other."""
-    groups: dict[str, list[Run]] = {}
+    """Title -> its runs. Runs that differ in an option or in features that the title does not show are no seeds."""
+    groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        members = groups.setdefault(run.config.recipe, [])
+        members = groups.setdefault((run.config.recipe, run.info["data_fingerprint"]), [])
         same = [member.path for member in members if member.info["identity"] == run.info["identity"]]
         if same:
             raise CohortError(f"{run.path}: is the same run as {same[0]}; give it once")
@@ -244,6 +244,16 @@ def table_rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The results table in Markdown."""
-    header, rows = table_rows(summaries)
+    return markdown_rows(*table_rows(summaries))
+
+
+def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Any table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def caution_of(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the runs' numbers has to know: nothing under the honest protocol."""
+    caution = protocol(runs[0].config.protocol).caution
+    return [] if caution is None else [f"caution: {caution}"]

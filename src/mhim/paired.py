@@ -9,8 +9,9 @@ Two questions, two kinds of variance, both reported and each labelled:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from mhim.delong import DeLong, delong_difference
 from mhim.errors import CohortError
 from mhim.metrics import ALL_METRICS, Predictions
 from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
+from mhim.survival import SURVIVAL_METRICS, SurvivalPredictions
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PairedComparison:
         bootstrap_p: two-sided, 2 min(share <= 0, share >= 0), never below 2 / (B + 1); ties of 0 give 1.
         delong: DeLong's difference, for AUROC only.
         corrected_t: over parts; None for fewer than two defined parts or differences without any spread.
-        holm_p: ``p_value`` after Holm's correction, filled by :func:`correct_for_many`.
+        holm_p, bootstrap_holm_p, delong_holm_p: the p-value of each test after Holm's correction over the same test
+            of the other comparisons; filled by :func:`correct_for_many`.
     """
 
     metric: str
@@ -63,16 +66,18 @@ class PairedComparison:
     delong: DeLong | None
     corrected_t: CorrectedT | None
     holm_p: float | None = None
+    bootstrap_holm_p: float | None = None
+    delong_holm_p: float | None = None
 
     @property
     def p_value(self) -> float | None:
-        """What is corrected for many comparisons: the corrected t-test over folds and seeds; None where undefined."""
+        """That of the corrected t-test over folds and seeds; None where undefined."""
         return None if self.corrected_t is None else self.corrected_t.p_value
 
 
 def compare_paired(
-    first: Sequence[Predictions],
-    second: Sequence[Predictions],
+    first: Sequence[Predictions] | Sequence[SurvivalPredictions],
+    second: Sequence[Predictions] | Sequence[SurvivalPredictions],
     draws: CaseDraws,
     test_over_train: float,
     metric: str = "auroc",
@@ -84,13 +89,13 @@ def compare_paired(
         second: test predictions; parts that stand at the same place hold the same slides in the same order.
         draws: cases of all parts, drawn once for all comparisons of a table.
         test_over_train: test cases a training case, 1 / (K - 1) for K folds without a validation part.
-        metric: name in ``mhim.metrics.ALL_METRICS``.
+        metric: name in ``mhim.metrics.ALL_METRICS``, or "c_index" for survival.
 
     Raises:
         CohortError: the parts do not hold the same slides.
     """
     _require_pairs(first, second)
-    score = ALL_METRICS[metric]
+    score = _score(metric)
     pairs = [(score(one), score(other)) for one, other in zip(first, second, strict=True)]
     per_part = tuple(None if a is None or b is None else b - a for a, b in pairs)
     defined = np.array([each for each in per_part if each is not None])
@@ -102,7 +107,7 @@ def compare_paired(
         std=float(defined.std()) if len(defined) > 1 else None,
         bootstrap=percentile_interval(resampled),
         bootstrap_p=bootstrap_p_value(resampled),
-        delong=delong_difference(first, second) if metric == "auroc" else None,
+        delong=delong_difference(*cast("Any", (first, second))) if metric == "auroc" else None,
         corrected_t=corrected_resampled_t(defined, test_over_train),
     )
 
@@ -158,17 +163,34 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def correct_for_many(comparisons: Sequence[PairedComparison]) -> list[PairedComparison]:
-    """The comparisons of one table with ``holm_p`` filled."""
-    corrected = holm([each.p_value for each in comparisons])
-    return [replace(each, holm_p=p) for each, p in zip(comparisons, corrected, strict=True)]
+    """The comparisons of one table with the corrected p-values filled; each test is a family of its own."""
+    by_test = (
+        holm([each.p_value for each in comparisons]),
+        holm([each.bootstrap_p for each in comparisons]),
+        holm([None if each.delong is None else each.delong.p_value for each in comparisons]),
+    )
+    return [
+        replace(each, holm_p=training, bootstrap_holm_p=cases, delong_holm_p=delong)
+        for each, training, cases, delong in zip(comparisons, *by_test, strict=True)
+    ]
 
 
-def _require_pairs(first: Sequence[Predictions], second: Sequence[Predictions]) -> None:
+def _score(metric: str) -> Callable[[Any], float | None]:
+    return SURVIVAL_METRICS.get(metric) or ALL_METRICS[metric]
+
+
+def _require_pairs(first: Sequence[Any], second: Sequence[Any]) -> None:
     if len(first) != len(second):
         raise CohortError(
             f"{len(second)} parts cannot be paired with {len(first)}; compare runs with equal folds and seeds"
         )
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
-        same = np.array_equal(one.case_id, other.case_id) and np.array_equal(one.y_true, other.y_true)
-        if not same:
+        if not all(map(np.array_equal, _truth(one), _truth(other))):
             raise CohortError(f"part {index} holds other slides or labels in the second run; compare runs of one split")
+
+
+def _truth(part: Predictions | SurvivalPredictions) -> tuple[NDArray[Any], ...]:
+    """What two runs of one part share: cases with their labels, or with their times and events."""
+    if isinstance(part, Predictions):
+        return part.case_id, part.y_true
+    return part.case_id, part.times, part.events

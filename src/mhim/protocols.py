@@ -41,6 +41,7 @@ class Protocol:
         threshold_by: part that chooses the threshold.
         ignored_epochs: share of the schedule whose epochs are never chosen.
         spread: what the published standard deviation (population) is taken over.
+        task: what it is for.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Protocol:
     threshold_by: Literal["val", "test"]
     ignored_epochs: float
     spread: Literal["seeds", "folds"]
+    task: Literal["classification", "survival"] = "classification"
 
     @property
     def is_honest(self) -> bool:
@@ -108,7 +110,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "ijcv2025-survival",
             "MHIM v2, survival: 5 folds, the shipped default has no validation part",
-            *(5, (2021,), 0.0, "test", "test", 0.0, "folds"),
+            *(5, (2021,), 0.0, "test", "test", 0.0, "folds", "survival"),
         ),
     )
 }

@@ -36,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
             "mhim compare --cohort cohort.csv --features features -o compare",
             "mhim compare ... --models abmil,clam-mb,dtfd,transmil,mhim-abmil,mhim-transmil --folds 5 --seeds 0,1,2",
             "mhim compare ... --splits splits.csv --reference oral -o compare",
+            "mhim compare ... --set protocol=iccv2023-camelyon16 --seeds 2021,2022,2023 -o published",
             "mhim compare ... --set train.epochs=50 --set transmil:model.landmarks=64 -o compare",
         )
     )(compare)
@@ -46,7 +47,8 @@ def compare(
     cohort: Annotated[Path | None, typer.Option(help="Cohort table: slide_id, case_id, label.")] = None,
     features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
     models: Annotated[
-        str, typer.Option(help="Aggregators, plain or behind mhim- or mhim-v2-; the first is compared with the others.")
+        str,
+        typer.Option(help="Aggregators, plain or behind mhim- or mhim-v2-; the others are compared with the first."),
     ] = DEFAULT_MODELS,
     folds: Annotated[int, typer.Option(min=2, help="Folds of each repetition.")] = 5,
     seeds: Annotated[
@@ -136,6 +138,8 @@ def _report(comparison: Comparison, failed: dict[str, str], out: Path, resamples
         results = measure(comparison, whole, _costs(comparison, whole, out), resamples)
         written = [*write_tables(results, out, reference == "oral"), *write_plots(results, out)]
         print_table(*results.text_table(reference == "oral"))
+        if len(whole) > 1:
+            print_table(*results.difference_table())
         for sentence in results.protocol(reference == "oral"):
             say(sentence)
         say(f"wrote {', '.join(str(path) for path in written)}")

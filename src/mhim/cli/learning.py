@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mhim.cohort import Cohort
-    from mhim.splits import Splits
+    from mhim.splits import SplitConfig, Splits
     from mhim.training.crossval import RunPlan
     from mhim.training.runs import RunConfig
 
@@ -56,9 +56,13 @@ def add_to(app: typer.Typer) -> None:
             "mhim train -c run.yaml -o runs/again",
         )
     )(train)
-    app.command(epilog=examples("mhim evaluate runs/mhim", "mhim evaluate runs/abmil runs/mhim --markdown table.md"))(
-        evaluate
-    )
+    app.command(
+        epilog=examples(
+            "mhim evaluate runs/mhim",
+            "mhim evaluate runs/abmil runs/mhim --markdown table.md",
+            "mhim evaluate runs/mhim_0 runs/mhim_1 --compare runs/abmil_0 --compare runs/abmil_1",
+        )
+    )(evaluate)
 
 
 def split(
@@ -67,8 +71,12 @@ def split(
     folds: Annotated[
         int | None, typer.Option(min=2, help="Number of folds; every case is tested once. Default 5.")
     ] = None,
-    val_fraction: Annotated[float, typer.Option(help="Share of a fold's other cases used for validation.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the assignment.")] = 0,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Share of a fold's other cases used for validation. Default 0.2.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the assignment. Default 0, or a protocol's first published one.")
+    ] = None,
     use_fold_column: Annotated[bool, typer.Option(help="Take test folds from the column 'fold'.")] = False,
     site: Annotated[
         str,
@@ -102,7 +110,8 @@ def split(
     read_cohort = tasks.build(tasks.parse(task or "classification")).read_cohort
     splits = _splits_of(read_cohort(cohort), values, source, protocol)
     for fold in splits.folds:
-        say(f"fold {fold.index}: {len(fold.train)} train, {len(fold.val)} val, {len(fold.test)} test cases")
+        val = "the test part as" if fold.validates_on_test else str(len(fold.val))
+        say(f"fold {fold.index}: {len(fold.train)} train, {val} val, {len(fold.test)} test cases")
     if dry_run:
         return
     if out.exists() and not overwrite:
@@ -118,8 +127,6 @@ def _splits_of(cohort: Cohort, values: dict[str, Any], source: Path | None, prot
     """Drawn folds, those of another program's files, or those of a published protocol."""
     from mhim.config import validate
     from mhim.errors import ConfigError
-    from mhim.protocols import protocol as find_protocol
-    from mhim.protocols import published_splits
     from mhim.split_files import read_foreign_splits
     from mhim.splits import SplitConfig, make_splits
 
@@ -137,13 +144,35 @@ def _splits_of(cohort: Cohort, values: dict[str, Any], source: Path | None, prot
         )
         say(f"{source}: {found.layout} layout{drew}")
         return found.splits
-    if protocol is None:
-        return make_splits(cohort, config)
+    if protocol not in (None, "honest"):
+        return _published_splits(cohort, config, values, protocol)
+    fixed = "--use-fold-column" if config.use_fold_column else "--site leave-one-out"
+    if values["folds"] and (config.use_fold_column or config.site == "leave-one-out"):
+        raise ConfigError(f"split: {fixed} sets the number of folds; leave --folds out")
+    return make_splits(cohort, config)
+
+
+def _published_splits(cohort: Cohort, config: SplitConfig, values: dict[str, Any], protocol: str) -> Splits:
+    """The folds of a published protocol, and what has to be known about them."""
+    from mhim.cohort import SurvivalCohort
+    from mhim.errors import ConfigError
+    from mhim.protocols import protocol as find_protocol
+    from mhim.protocols import published_splits
+
     chosen = find_protocol(protocol)
-    if config.use_fold_column or config.site != "ignore":
-        raise ConfigError(f"split: protocol {protocol} draws its own folds; leave --use-fold-column and --site out")
+    if config.use_fold_column or config.site != "ignore" or values["val_fraction"] is not None:
+        useless = "--use-fold-column, --site and --val-fraction"
+        raise ConfigError(f"split: protocol {protocol} draws its own folds; leave {useless} out")
+    task = "survival" if isinstance(cohort, SurvivalCohort) else "classification"
+    if task != chosen.task:
+        raise ConfigError(f"split: protocol {protocol} is for --task {chosen.task}, not {task}")
+    seed = chosen.seeds[0] if values["seed"] is None else values["seed"]
+    splits = published_splits(cohort, chosen, seed, values["folds"])
+    published = ", ".join(map(str, chosen.seeds))
+    said = "published" if seed in chosen.seeds else "not a published one"
     say(f"note: {chosen.caution}")
-    return published_splits(cohort, chosen, config.seed, values["folds"])
+    say(f"seed {seed}, {said} (published: {published}); the folds depend on the order of the table")
+    return splits
 
 
 def train(
@@ -179,7 +208,7 @@ def train(
     MHIM is two-stage: the plain baseline of each fold is trained first, in OUT/baseline, or taken
     from --baseline when it is the same cohort, splits and seed.
     """
-    from mhim.evaluation import summarise, table_rows, write_metrics
+    from mhim.evaluation import caution_of, summarise, table_rows, write_metrics
     from mhim.training.crossval import clear_run, plan_run, require_baseline
     from mhim.training.runs import open_run
 
@@ -213,7 +242,10 @@ def train(
         write_metrics(open_run(folder))
     if baseline is not None:
         folders["baseline"] = baseline
-    print_table(*table_rows(summarise([open_run(folder) for folder in folders.values()])))
+    opened = [open_run(folder) for folder in folders.values()]
+    print_table(*table_rows(summarise(opened)))
+    for note in caution_of(opened):
+        say(note)
     say(f"wrote {out}")
 
 
@@ -298,25 +330,44 @@ def _train_stages(plan: RunPlan, out: Path, baseline: Path | None, workers: int)
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; without --compare, the first is the reference.")],
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Run to compare with, pair by pair over folds and seeds, with tests. Repeatable: one a seed."
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table in Markdown here.")] = None,
     plugin: Plugin = None,
 ) -> None:
     """Score runs on their test parts: metrics with case-bootstrap intervals, differences on the same draws.
 
-    Writes metrics.json into every run folder. Runs of the same model and method (several seeds) make one row.
+    Writes metrics.json into every run folder. Runs of the same model and method (several seeds) make one row. With
+    --compare, two questions are answered for each other row, each with its interval and p: would the difference hold
+    on other patients (case bootstrap, DeLong), and with other training sets (corrected t-test over folds and seeds)?
     """
     from mhim.artefacts import write_text
-    from mhim.evaluation import markdown_table, summarise, table_rows, write_metrics
+    from mhim.evaluation import caution_of, markdown_rows, summarise, table_rows, write_metrics
+    from mhim.paired_runs import HEADER, compare_summaries, paired_notes, paired_rows
     from mhim.training.runs import open_run
 
     load_plugins(plugin)
-    opened = [open_run(path) for path in runs]
+    opened = [open_run(path) for path in [*(compare or []), *runs]]
     for run in opened:
         write_metrics(run, resamples)
     summaries = summarise(opened, resamples)
-    print_table(*table_rows(summaries))
+    tables, notes = [table_rows(summaries)], caution_of(opened)
+    if compare:
+        pairs = compare_summaries(opened, summaries, resamples)
+        tables.append((list(HEADER), paired_rows(summaries, pairs)))
+        notes += paired_notes(summaries, pairs, resamples)
+    for table in tables:
+        print_table(*table)
+    for note in notes:
+        say(note)
     if markdown is not None:
-        write_text(markdown, markdown_table(summaries))
+        write_text(
+            markdown, "\n".join([*(markdown_rows(*table) for table in tables), *(f"{note}\n" for note in notes)])
+        )
         say(f"wrote {markdown}")

@@ -12,6 +12,8 @@ from mhim.config import merge, validate
 from mhim.errors import ArtefactError, ConfigError, MhimError
 from mhim.models import models
 from mhim.presets import preset_names, preset_values
+from mhim.protocols import Protocol as Selection
+from mhim.protocols import published_splits, require_folds_of, require_one_protocol
 from mhim.splits import SplitConfig, Splits, make_splits, read_splits, write_splits
 from mhim.training.crossval import RunPlan, check_recipe, missing_folds, plan_on, train_run
 from mhim.training.data import BagStore, CohortFeatures, check_features
@@ -136,6 +138,7 @@ class Comparison:
     features: CohortFeatures
     folds: Mapping[int, Splits]
     protocol: Protocol
+    selection: Selection
     entries: tuple[Entry, ...]
     runs: tuple[Planned, ...]
 
@@ -171,16 +174,19 @@ def plan_comparison(names: Sequence[str], protocol: Protocol, allow_missing: boo
     }
     for config in configs.values():
         check_recipe(config)
+    selection = require_one_protocol(
+        (f"compare {entry.name}", config.protocol) for (entry, _), config in configs.items()
+    )
     first = next(iter(configs.values()))
     cohort, features = check_features(BagStore(first.features, read_cohort(first.cohort)), allow_missing)
-    folds = {seed: _folds(cohort, protocol, seed, file) for seed, file in files.items()}
+    folds = {seed: _folds(cohort, protocol, selection, seed, file) for seed, file in files.items()}
     runs = []
     for (entry, seed), config in configs.items():
         plan = plan_on(config, cohort, features, folds[seed])
         baseline = None if plan.baseline is None else out / "runs" / entry.model / f"seed_{seed}"
         folder = out / "runs" / entry.name / f"seed_{seed}"
         runs.append(Planned(entry, seed, plan, folder, baseline, entry in entries))
-    return Comparison(cohort, features, folds, protocol, entries, tuple(runs))
+    return Comparison(cohort, features, folds, protocol, selection, entries, tuple(runs))
 
 
 def _with_baselines(entries: Sequence[Entry]) -> list[Entry]:
@@ -194,12 +200,19 @@ def _product(entries: Sequence[Entry], protocol: Protocol) -> Iterator[tuple[Ent
     return ((entry, seed) for seed in protocol.seeds for entry in entries)
 
 
-def _folds(cohort: Cohort, protocol: Protocol, seed: int, file: Path) -> Splits:
+def _folds(cohort: Cohort, protocol: Protocol, selection: Selection, seed: int, file: Path) -> Splits:
+    """The folds of one repetition: given, drawn, or drawn as published; refused where another protocol made them."""
     if protocol.splits is not None:
         splits = read_splits(protocol.splits).only(cohort.case_labels())
         splits.check(cohort, protocol.splits)
+        require_folds_of(selection, splits, protocol.splits)
         return splits
-    splits = make_splits(cohort, protocol.split.model_copy(update={"seed": seed}))
+    if selection.is_honest:
+        splits = make_splits(cohort, protocol.split.model_copy(update={"seed": seed}))
+    elif protocol.split.use_fold_column:
+        raise ConfigError(f"compare: protocol {selection.name} draws its own folds; leave --use-fold-column out")
+    else:
+        splits = published_splits(cohort, selection, seed, selection.folds or protocol.split.folds)
     if file.is_file() and read_splits(file) != splits:
         raise ArtefactError(
             f"{file}: holds other folds than --folds, --seeds and the cohort ask for; give another --out"

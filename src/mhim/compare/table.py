@@ -14,7 +14,7 @@ from mhim.artefacts import write_text
 from mhim.compare.cost import Cost
 from mhim.compare.plan import Comparison, Entry
 from mhim.compare.published import NOTE, ORAL, Published
-from mhim.evaluation import Estimate, draws_of, fold_predictions, mean_over_folds
+from mhim.evaluation import Estimate, draws_of, fold_predictions, markdown_rows, mean_over_folds
 from mhim.metrics import METRICS, Predictions
 from mhim.paired import PairedComparison, compare_paired, correct_for_many
 from mhim.resampling import CaseDraws, percentile_interval, resampled_mean
@@ -27,12 +27,14 @@ DIFFERENCE_COLUMNS = (
     "cases_low",
     "cases_high",
     "cases_bootstrap_p",
+    "cases_bootstrap_p_holm",
     "std_over_folds_and_seeds",
     "training_low",
     "training_high",
     "training_p",
     "training_p_holm",
     "cases_delong_p",
+    "cases_delong_p_holm",
 )
 
 
@@ -76,13 +78,19 @@ class Results:
         """Header and rows for people: AUROC in percent, as in the talk."""
         spread = "seeds" if len(self.comparison.protocol.seeds) > 1 else "folds"
         header = ["model", f"AUROC, % ± std over {spread} [95 % CI]", "parameters", "s/epoch", "peak memory, MB"]
-        header += [f"difference to {self.rows[0].entry.name} [95 % CI]", "p (Holm)"]
         if oral:
             header += ["oral C16 AUC", "oral TCGA AUC", "oral parameters, s/epoch, memory"]
         return header, [self._texts(row, oral) for row in self.rows]
 
+    def difference_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the differences to the first entry, in percent: two questions, each with its p."""
+        name = self.rows[0].entry.name
+        header = [f"minus {name}", "difference, %", "other patients? [95 % CI]", "p (Holm)"]
+        header += ["other training sets? [95 % CI]", "p (Holm)"]
+        return header, [_differences(row.entry.name, row.difference) for row in self.rows if row.difference is not None]
+
     def _texts(self, row: Row, oral: bool) -> list[str]:
-        cost, diff = row.cost, row.difference
+        cost = row.cost
         memory = "-" if cost.peak_memory_mb is None else f"{cost.peak_memory_mb:.0f}"
         texts = [
             row.entry.name,
@@ -90,8 +98,6 @@ class Results:
             count_text(cost.parameters),
             f"{cost.seconds:.2f}",
             memory,
-            "-" if diff is None else percent(Estimate(diff.difference, diff.bootstrap), None, sign=True),
-            "-" if diff is None or diff.holm_p is None else f"{diff.holm_p:.3f}",
         ]
         return texts + (_oral_texts(ORAL.get(row.entry.name)) if oral else [])
 
@@ -106,16 +112,15 @@ class Results:
         sentences = [
             f"{Path(comparison.cohort.source).name}: {len(comparison.cohort.case_labels())} cases, "
             f"{len(comparison.cohort)} slides; {n_folds} folds by case ({made}) and {n_seeds} "
-            f"seed{'s' * (n_seeds > 1)}, the same for every row. An inner validation part chose the epoch; the test "
-            f"parts were scored once. AUROC: mean over folds and seeds; interval: case bootstrap, "
+            f"seed{'s' * (n_seeds > 1)}, the same for every row. {_chosen(comparison)}",
+            "AUROC: mean over folds and seeds; interval: case bootstrap, "
             f"{len(self.draws.counts)} resamples, the same draws for every row.",
-            "Differences: mean over the paired folds and seeds; interval: over cases, models given (case bootstrap); "
-            "p: over training sets (corrected resampled t-test over folds and seeds), with Holm's correction over the "
-            f"{max(len(self.rows) - 1, 0)} differences of this table. differences.csv adds DeLong's test.",
             f"Parameters: of the deployed model. Seconds: median {time} of an epoch over the training bags of fold "
             f"0, bags in memory, on {cost.device} with {cost.threads} thread{'s' * (cost.threads > 1)}; memory: "
             f"{'growth of the process' if cost.device == 'cpu' else 'allocated'} at the peak of these epochs.",
         ]
+        if len(self.rows) > 1:
+            sentences.insert(2, _questions(len(self.rows) - 1))
         return sentences + ([NOTE] if oral else [])
 
 
@@ -173,8 +178,44 @@ def percent(estimate: Estimate, std: float | None, sign: bool = False) -> str:
     return text
 
 
+def _questions(count: int) -> str:
+    """What the two intervals and p-values of a difference answer."""
+    many = f"with Holm's correction over the {count} differences" if count > 1 else "of one difference, uncorrected"
+    return (
+        "Differences: mean over the paired folds and seeds. Two questions, each with its own interval and p, which may "
+        "disagree. Other patients: the trained models are given, cases vary (case bootstrap). Other training sets: "
+        "folds and seeds vary (corrected resampled t-test). Intervals are of one difference alone; p "
+        f"{many}. differences.csv adds each uncorrected p and DeLong's test."
+    )
+
+
+def _differences(name: str, pair: PairedComparison) -> list[str]:
+    value = "-" if pair.difference is None else f"{100 * pair.difference:+.2f}"
+    training = None if pair.corrected_t is None else pair.corrected_t.interval
+    return [name, value, _limits(pair.bootstrap), _p(pair.bootstrap_holm_p), _limits(training), _p(pair.holm_p)]
+
+
+def _chosen(comparison: Comparison) -> str:
+    """What chose the epoch."""
+    caution = comparison.selection.caution
+    if caution is not None:
+        return f"CAUTION, {caution}."
+    return "An inner validation part chose the epoch; the test parts were scored once."
+
+
+def _limits(interval: tuple[float, float] | None) -> str:
+    """``[-0.40, +2.10]`` in percent."""
+    return "-" if interval is None else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def count_text(count: int) -> str:
-    """``657K``, ``2.67M``."""
+    """``96``, ``657K``, ``2.67M``."""
+    if count < 1000:
+        return str(count)
     return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count / 1e3:.0f}K"
 
 
@@ -206,9 +247,9 @@ def write_tables(results: Results, out: Path, oral: bool) -> list[Path]:
     """Write ``table.csv``, ``table.md`` and ``differences.csv``; their paths."""
     paths = [out / "table.csv", out / "table.md", out / "differences.csv"]
     write_table(paths[0], pd.DataFrame([_record(row, oral) for row in results.rows]))
-    header, rows = results.text_table(oral)
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
-    write_text(paths[1], "\n".join([*lines, "", *(f"{text}\n" for text in results.protocol(oral))]))
+    tables = [results.text_table(oral)] + [results.difference_table()] * (len(results.rows) > 1)
+    texts = [markdown_rows(*table) for table in tables] + [f"{text}\n" for text in results.protocol(oral)]
+    write_text(paths[1], "\n".join(texts))
     first = results.rows[0].entry.name
     changes = [_change(row.entry.name, first, row.difference) for row in results.rows if row.difference is not None]
     write_table(paths[2], pd.DataFrame(changes, columns=DIFFERENCE_COLUMNS))
@@ -217,8 +258,9 @@ def write_tables(results: Results, out: Path, oral: bool) -> list[Path]:
 
 def _change(name: str, other: str, pair: PairedComparison) -> dict[str, Any]:
     """One line of differences.csv."""
-    values = [name, other, pair.difference, *(pair.bootstrap or (None, None)), pair.bootstrap_p, pair.std]
+    values = [name, other, pair.difference, *(pair.bootstrap or (None, None)), pair.bootstrap_p]
+    values += [pair.bootstrap_holm_p, pair.std]
     corrected, delong = pair.corrected_t, pair.delong
     values += [None] * 4 if corrected is None else [*corrected.interval, corrected.p_value, pair.holm_p]
-    values += [None if delong is None else delong.p_value]
+    values += [None if delong is None else delong.p_value, pair.delong_holm_p]
     return dict(zip(DIFFERENCE_COLUMNS, values, strict=True))
