@@ -1,3 +1,4 @@
+# ruff: noqa: D101, D102, D103  (each class is named as in the spec, which says what it computes)
 """A plain reading of the published training steps, as the reference programs take them (spec sections 2 to 4).
 
 Written from the description, for comparison alone: every instance is projected and masked afterwards, index sets
@@ -76,7 +77,7 @@ class DTFD(nn.Module):
         return tier["w"](tier["v"](z).tanh() * tier["u"](z).sigmoid()).T
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        places = np.array_split(np.random.permutation(len(x)), 4)
+        places = np.array_split(torch.randperm(len(x)).numpy(), 4)
         z = self.front(x)
         raw = self.attend(self.tier1, z)[0]
         loss, features = torch.zeros(()), []
@@ -253,6 +254,6 @@ def reference_step(name: str, in_dim: int, classes: int, seed: int) -> Callable[
         optimiser.step()
         if isinstance(model, MHIM):
             model.follow()
-        return float(loss)
+        return float(loss.detach())
 
     return step

@@ -6,6 +6,8 @@ subset rows are computed, and again when they are computed a second time for the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,3 +75,28 @@ def _signed(number: int) -> int:
     """The low 64 bits as a signed number."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number
+
+
+def dropout(x: Tensor, rate: float, seed: int | None = None) -> Tensor:
+    """Each element of (n, width) zeroed with probability ``rate``, the others scaled up; of any seed of its own."""
+    if not rate:
+        return x
+    return _Dropout.apply(x, rate, draw_seed() if seed is None else seed)
+
+
+class _Dropout(torch.autograd.Function):
+    """Forward and backward of :func:`dropout`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, seed: int) -> Tensor:
+        """Keeps the mask, a byte an element."""
+        keep = keep_mask(seed, slice(0, len(x)), x.shape[1], rate, x.device)
+        ctx.save_for_backward(keep)
+        ctx.factor = 1 / (1 - realised(rate))
+        return (x * keep).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The same mask."""
+        (keep,) = ctx.saved_tensors
+        return (grads[0] * keep).mul_(ctx.factor), None, None

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mhim.kernels import convolve, dropout, linear
+
 ClassRow = Literal["class-token", "first-padded"]
 
 _ROW_BUDGET = 1 << 24  # numbers in the largest temporary of the class token's attention row
@@ -24,7 +26,9 @@ def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float
     """Iterated Moore-Penrose inverse (Xiong et al., section 3.3, equation 11).
 
     Starts at A^T / (largest row sum x largest column sum of |A|), both taken over all heads together, and
-    repeats Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
+    repeats Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4. The order of the operations is part of the contract:
+    forms with fewer products (iterating on A Z, a last round on thin matrices) lose a digit where the landmarks
+    are nearly alike, as in a bag of one instance.
     """
     size = matrix.abs()
     guess = matrix.mT / (size.sum(dim=-1).max() * size.sum(dim=-2).max())
@@ -91,17 +95,20 @@ class NystromAttention(nn.Module):
         padded = F.pad(tokens, (0, 0, padding, 0))
         means = padded.unflatten(0, (self.landmarks, -1)).mean(dim=1)
         to_query, to_key, to_value = self.to_qkv.weight.chunk(3)
-        landmark_queries = self._split(means @ to_query.T) * self.scale
-        landmark_keys = self._split(means @ to_key.T)
-        among = (landmark_queries @ landmark_keys.mT).softmax(dim=-1)
+        landmark_queries = self._split(linear(means, to_query)) * self.scale
+        landmark_keys = self._split(linear(means, to_key))
+        exact = torch.promote_types(landmark_keys.dtype, torch.float32)
+        with torch.autocast(padded.device.type, enabled=False):
+            among = (landmark_queries.to(exact) @ landmark_keys.to(exact).mT).softmax(dim=-1)
+            inverse = pseudo_inverse(among, self.iterations)
         return Landmarked(
             padded=padded,
             padding=padding,
-            keys=self._split(padded @ to_key.T),
-            values=self._split(padded @ to_value.T),
+            keys=self._split(linear(padded, to_key)),
+            values=self._split(linear(padded, to_value)),
             landmark_queries=landmark_queries,
             landmark_keys=landmark_keys,
-            inverse=pseudo_inverse(among, self.iterations),
+            inverse=inverse,
         )
 
     def attend(self, prepared: Landmarked, count: int) -> Float[Tensor, "count dim"]:
@@ -109,9 +116,12 @@ class NystromAttention(nn.Module):
         start = prepared.padding
         queries = self._queries(prepared.padded[start : start + count])
         seen = _attention(prepared.landmark_queries, prepared.keys, prepared.values)
-        mixed = _attention(queries, prepared.landmark_keys, prepared.inverse @ seen)
+        with torch.autocast(queries.device.type, enabled=False):
+            seen = (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(queries.dtype)
+        mixed = _attention(queries, prepared.landmark_keys, seen)
         mixed = mixed + self._convolve(prepared.values, start, count)
-        return self.dropout(self.to_out(mixed.transpose(0, 1).flatten(1)))
+        out = linear(mixed.transpose(0, 1).flatten(1), self.to_out.weight, self.to_out.bias)
+        return dropout(out, self.dropout.p if self.training else 0.0)
 
     @torch.no_grad()
     def class_row(self, prepared: Landmarked, row: ClassRow) -> Float[Tensor, "heads tokens"]:
@@ -126,17 +136,19 @@ class NystromAttention(nn.Module):
         """
         position = prepared.padding if row == "class-token" else 0
         query = self._queries(prepared.padded[position : position + 1])
-        weights = (query @ prepared.landmark_keys.mT).softmax(dim=-1) @ prepared.inverse
-        attention = prepared.keys.new_zeros(self.heads, 1, prepared.keys.shape[1])
+        share = (query @ prepared.landmark_keys.mT).softmax(dim=-1)
+        with torch.autocast(query.device.type, enabled=False):
+            weights = share.to(prepared.inverse.dtype) @ prepared.inverse
+        attention = weights.new_zeros(self.heads, 1, prepared.keys.shape[1])
         size = max(1, _ROW_BUDGET // prepared.keys[..., 0].numel())
         for start in range(0, self.landmarks, size):
             part = slice(start, start + size)
             seen = (prepared.landmark_queries[:, part] @ prepared.keys.mT).softmax(dim=-1)
-            attention += weights[..., part] @ seen
+            attention += weights[..., part] @ seen.to(weights.dtype)
         return attention[:, 0, prepared.padding + 1 :]
 
     def _queries(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
-        return self._split(tokens @ self.to_qkv.weight.chunk(3)[0].T) * self.scale
+        return self._split(linear(tokens, self.to_qkv.weight.chunk(3)[0])) * self.scale
 
     def _split(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(0, 1)
@@ -145,6 +157,9 @@ class NystromAttention(nn.Module):
         self, values: Float[Tensor, "heads padded head_dim"], start: int, count: int
     ) -> Float[Tensor, "heads count head_dim"]:
         """Value convolution at positions start .. start + count of the padded sequence, zeros beyond its ends."""
+        filters = self.value_convolution.weight[:, 0, :, 0].to(values.dtype)
+        if count > 1:
+            return convolve(values, filters)[:, start : start + count]
         reach = self.value_convolution.kernel_size[0] // 2
         first, last = start - reach, start + count + reach
         window = values[:, max(0, first) : last]
