@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mhim.batch import console
-from mhim.cli.results import RunPaths, WithBaseline, open_runs
+from mhim.cli.results import RunPaths, Smooth, WithBaseline, open_runs
 from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, finish, load_plugins, names_in
 
 Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
@@ -47,6 +47,7 @@ def figure(
     ] = None,
     dpi: Annotated[int, typer.Option(min=50, max=1200, help="Resolution of the pictures on paper.")] = 300,
     side_px: Annotated[int, typer.Option(min=128, max=8192, help="Longer side of the slide, pixels.")] = 1024,
+    smooth: Smooth = False,
     cohort: Cohort = None,
     features: Features = None,
     with_baseline: WithBaseline = False,
@@ -58,7 +59,7 @@ def figure(
     from mhim.maps.figure import write_figure
 
     load_plugins(plugin)
-    values = {"cohort": cohort, "features": features, "maps": maps or None, "max_side_px": side_px}
+    values = {"cohort": cohort, "features": features, "maps": maps or None, "max_side_px": side_px, "smooth": smooth}
     config = validate(MapConfig, {key: value for key, value in values.items() if value is not None}, "figure")
     study = Study.of(open_runs(runs, with_baseline), config)
     drawn = write_figure(out, study, study.chosen(config, [slide])[0], config, dpi)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RunPaths = Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")]
 WithBaseline = Annotated[bool, typer.Option("--with-baseline", help="Put RUN/baseline of a two-stage run before it.")]
 
+Smooth = Annotated[bool, typer.Option("--smooth", help="Interpolate colours between tile centres; tables stay raw.")]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs of this module to the program."""
@@ -50,6 +52,7 @@ def heatmap(
     fold: Annotated[
         int | None, typer.Option(min=0, help="Draw the slides of --features that the run does not know, by this fold.")
     ] = None,
+    smooth: Smooth = False,
     with_baseline: WithBaseline = False,
     plugin: Plugin = None,
     dry_run: DryRun = False,
@@ -65,7 +68,7 @@ def heatmap(
     from mhim.maps import MapConfig, Study, draw_maps
 
     load_plugins(plugin)
-    values = {"cohort": cohort, "features": features, "maps": maps or None, "fold": fold}
+    values = {"cohort": cohort, "features": features, "maps": maps or None, "fold": fold, "smooth": smooth}
     given = {key: value for key, value in values.items() if value is not None}
     config = validate(MapConfig, given | {"max_slides": None if all_slides else max_slides}, "heatmap")
     opened = open_runs(runs, with_baseline)

@@ -24,6 +24,7 @@ class MapConfig(Settings):
     max_side_px: int = Field(768, ge=128, description="longer side of the slide in a picture, pixels")
     opacity: float = Field(0.85, gt=0, le=1, description="opacity of the highest value")
     least_opacity: float = Field(0.12, ge=0, le=1, description="opacity of the lowest value")
+    smooth: bool = Field(False, description="interpolate colours between tile centres; tables keep raw values")
     cohort: Path | None = Field(None, description="cohort table with slides and annotations; default: the run's")
     features: Path | None = Field(None, description="folder of bag files; default: the run's")
     fold: int | None = Field(None, ge=0, description="draw slides that the run does not know, by this fold's model")
@@ -38,4 +39,5 @@ class MapConfig(Settings):
     @property
     def look(self) -> str:
         """Fingerprint of what decides the pictures; where files lie and how many slides does not."""
-        return fingerprint(self.model_dump(mode="json", exclude=PLACES))
+        unused = set() if self.smooth else {"smooth"}  # so that blocky maps of earlier versions stay current
+        return fingerprint(self.model_dump(mode="json", exclude=PLACES | unused))

@@ -38,6 +38,7 @@ from mhim.maps.values import WHY_MISSING, TileValues, tile_table
 from mhim.training.runs import Run, write_table
 
 PANEL_COLUMN_PX = 380
+SMOOTH_NOTICE = "colours between tile centres are interpolated; the tables hold the raw values"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class SlideMaps:
         values: by slug of the run.
         scales: by kind of map, shared by all runs; only kinds that some model has.
         notices: what the reader has to know.
+        smooth: whether colours between tile centres are interpolated.
     """
 
     slide_id: str
@@ -63,11 +65,14 @@ class SlideMaps:
     values: dict[str, TileValues]
     scales: dict[MapKind, Scale]
     notices: tuple[str, ...]
+    smooth: bool = False
 
     def picture(self, run: str, kind: MapKind) -> Rgb | None:
         """(h, w, 3) uint8 of one map, None when the run's model does not have it."""
         values = self.values[run].of(kind)
-        return None if values is None else draw_map(self.underlay, self.lattice, values, self.scales[kind])
+        if values is None:
+            return None
+        return draw_map(self.underlay, self.lattice, values, self.scales[kind], self.smooth)
 
 
 def slide_maps(study: Study, slide_id: str, config: MapConfig) -> SlideMaps:
@@ -96,9 +101,10 @@ def slide_maps(study: Study, slide_id: str, config: MapConfig) -> SlideMaps:
     if len(missing) == len(config.maps) * len(study.runs):
         raise ConfigError("; ".join(missing))
     underlay = make_underlay(bag, study.rows.get(slide_id), lattice, config.max_side_px)
-    notices = (*([guessed] if guessed else []), *underlay.notices, *missing)
+    smoothed = [SMOOTH_NOTICE] if config.smooth else []
+    notices = (*([guessed] if guessed else []), *underlay.notices, *missing, *smoothed)
     scales = _scales(values, config, len(study.classes))
-    return SlideMaps(slide_id, bag, tile_px0, lattice, underlay, values, scales, notices)
+    return SlideMaps(slide_id, bag, tile_px0, lattice, underlay, values, scales, notices, config.smooth)
 
 
 def _scales(values: dict[str, TileValues], config: MapConfig, n_classes: int) -> dict[MapKind, Scale]:

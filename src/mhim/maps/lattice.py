@@ -30,12 +30,14 @@ class Lattice:
         cell_px0: side of a cell in level-0 pixels.
         shape: (rows, columns).
         boxes: (N, 4) int64, first column, first row, last column + 1, last row + 1 of each tile in cells.
+        step_cells: spacing of neighbouring tiles in cells, at least 1; the tile's own width where it has no neighbour.
     """
 
     origin_px0: tuple[float, float]
     cell_px0: float
     shape: tuple[int, int]
     boxes: NDArray[np.int64]
+    step_cells: int
 
     @classmethod
     def of_tiles(cls, xy_px0: Coordinates, tile_size_px0: float) -> Lattice:
@@ -48,12 +50,17 @@ class Lattice:
         xy = np.asarray(xy_px0, dtype=np.float64)
         origin = xy.min(axis=0)
         edges = np.concatenate([xy, xy + tile_size_px0]) - origin
-        cell = _cell(edges, grid_step(xy_px0) or tile_size_px0, tile_size_px0)
+        step = grid_step(xy_px0) or tile_size_px0
+        cell = _cell(edges, step, tile_size_px0)
         first = np.rint((xy - origin) / cell).astype(np.int64)
         last = np.maximum(np.rint((xy - origin + tile_size_px0) / cell).astype(np.int64), first + 1)
         columns, rows = last.max(axis=0)
         return cls(
-            (float(origin[0]), float(origin[1])), float(cell), (int(rows), int(columns)), np.hstack([first, last])
+            (float(origin[0]), float(origin[1])),
+            float(cell),
+            (int(rows), int(columns)),
+            np.hstack([first, last]),
+            max(1, round(step / cell)),
         )
 
     def raster(self, values: NDArray[np.floating]) -> Raster:

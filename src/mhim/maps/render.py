@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mhim.maps.lattice import Lattice
 from mhim.maps.scale import Scale
+from mhim.maps.smooth import smooth_picture
 from mhim.maps.underlay import Underlay
 
 Rgb = NDArray[np.uint8]
@@ -14,7 +15,9 @@ OUTLINE_RGB = (16, 16, 16)
 HALO_RGB = (255, 255, 255)
 
 
-def draw_map(underlay: Underlay, lattice: Lattice, values: NDArray[np.floating], scale: Scale) -> Rgb:
+def draw_map(
+    underlay: Underlay, lattice: Lattice, values: NDArray[np.floating], scale: Scale, smooth: bool = False
+) -> Rgb:
     """(h, w, 3) uint8: tile values in colour over the muted slide, with the annotation's outline.
 
     Args:
@@ -22,8 +25,13 @@ def draw_map(underlay: Underlay, lattice: Lattice, values: NDArray[np.floating],
         lattice: where the tiles lie.
         values: (N,) raw values.
         scale: from value to colour and opacity.
+        smooth: interpolate between tile centres (see ``maps.smooth``), else every tile has one colour.
     """
-    seen = underlay.look_up(lattice, scale.colours(lattice.raster(values)))
+    if smooth:
+        place = (underlay.size_px, underlay.px0_per_px, underlay.corner_px0)
+        seen = scale.colours(smooth_picture(lattice, values, *place))
+    else:
+        seen = underlay.look_up(lattice, scale.colours(lattice.raster(values)))
     rgba = np.nan_to_num(seen.astype(np.float32))
     ground = underlay.muted if underlay.is_slide else underlay.rgb
     mixed = ground * (1 - rgba[..., 3:]) + 255 * rgba[..., :3] * rgba[..., 3:]
