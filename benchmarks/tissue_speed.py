@@ -6,7 +6,8 @@
 
 Each method runs in its own process, one thread, methods interleaved round by round; CPU time of the process is
 counted from the open slide to the finished coordinates, without imports; the median over rounds is shown, and
-ratios to the default. Peak memory is the growth of the process over its imports.
+ratios to the default. The first slide of a process pays for fresh memory and first calls; "later slides" is the
+median of further passes in the same process. Peak memory is the growth of the process over its imports.
 
 * ``stain``: the default: coarsest level, ``mhim.tissue.segment_tissue``, then ``mhim.tiles.plan_tiles``.
 * ``clam:tcga``: our own implementation of CLAM's segmentation and grid from its published description
@@ -30,6 +31,7 @@ from pathlib import Path
 
 MPP = 0.25
 METHODS = ("stain", "clam:tcga", "tile-otsu")
+PASSES = 6
 TILES = {"mpp": 0.5, "size_px": 256}
 
 
@@ -155,19 +157,22 @@ def measure(path: Path, method: str) -> dict[str, float]:
     downsamples = stored_downsamples(slide)
     before = _memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    start, wall = time.process_time(), time.perf_counter()
-    tissue = tile_otsu(slide) if is_old else segment_tissue(slide, TissueConfig(method=method))
-    segmented = time.process_time()
     spec = TileSpec(size_px=512, level=0) if method.startswith("clam") else TileSpec(**TILES)
-    count = len(plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, downsamples=downsamples))
-    done, end = time.process_time(), time.perf_counter()
+    passes = []
+    for _ in range(PASSES):
+        start = time.process_time()
+        tissue = tile_otsu(slide) if is_old else segment_tissue(slide, TissueConfig(method=method))
+        segmented = time.process_time()
+        count = len(plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, downsamples=downsamples))
+        passes.append(((time.process_time() - start) * 1e3, (segmented - start) * 1e3))
+    peak_mb = _memory_mb("VmHWM") - before
     truth = np.load(path.with_suffix(".npy"))
     found = cv2.resize(tissue.cells.astype(np.uint8), truth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     return {
-        "cpu_ms": (done - start) * 1e3,
-        "mask_ms": (segmented - start) * 1e3,
-        "wall_ms": (end - wall) * 1e3,
-        "peak_mb": _memory_mb("VmHWM") - before,
+        "cpu_ms": passes[0][0],
+        "mask_ms": passes[0][1],
+        "later_ms": sorted(cpu for cpu, _ in passes[1:])[PASSES // 2 - 1],
+        "peak_mb": peak_mb,
         "iou": float((found & truth).sum() / (found | truth).sum()),
         "tiles": count,
         "um_per_cell": tissue.um_per_cell,
@@ -190,16 +195,19 @@ def compare(path: Path, rounds: int) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             found[method].append(json.loads(done.stdout))
     median = {m: {k: sorted(run[k] for run in runs)[len(runs) // 2] for k in runs[0]} for m, runs in found.items()}
-    base = median["stain"]["cpu_ms"]
+    base, later = median["stain"]["cpu_ms"], median["stain"]["later_ms"]
     print(f"{path.name}: {rounds} rounds")
-    print("| method | CPU ms [min..max] | of these the mask | ratio | peak MB | IoU | tiles | um per cell |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| method | CPU ms [min..max] | of these the mask | ratio | later slides, CPU ms | ratio "
+        "| peak MB | IoU | tiles | um per cell |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for method, row in median.items():
         times = sorted(run["cpu_ms"] for run in found[method])
         print(
             f"| {method} | {row['cpu_ms']:.1f} [{times[0]:.1f}..{times[-1]:.1f}] | {row['mask_ms']:.1f} "
-            f"| {row['cpu_ms'] / base:.1f} | {row['peak_mb']:.0f} | {row['iou']:.3f} | {row['tiles']:.0f} "
-            f"| {row['um_per_cell']:.1f} |"
+            f"| {row['cpu_ms'] / base:.1f} | {row['later_ms']:.1f} | {row['later_ms'] / later:.1f} "
+            f"| {row['peak_mb']:.0f} | {row['iou']:.3f} | {row['tiles']:.0f} | {row['um_per_cell']:.1f} |"
         )
 
 
