@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mhim.artefacts import atomic_path
 from mhim.errors import ConfigError
-from mhim.maps.config import MapConfig, MapKind
-from mhim.maps.draw import SlideMaps, caption_lines, slide_maps
+from mhim.maps.config import MapConfig
+from mhim.maps.draw import SMOOTH_NOTICE, SlideMaps, caption_lines, slide_maps
 from mhim.maps.panel import NAMES, describe_scale
-from mhim.maps.render import Rgb, draw_outline
-from mhim.maps.scale import COLOUR_MAPS, Scale
+from mhim.maps.render import Rgb, draw_bar, draw_outline
+from mhim.maps.scale import Scale
 from mhim.maps.study import Study
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SUFFIXES: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None, "Creator": "mhim"},
 }
 COLUMN_INCHES, HEAD_INCHES, BAR_INCHES, BAR_SHARE, ROW_GAP_INCHES = 2.6, 0.35, 0.75, 0.9, 0.12
-CAPTION_LETTERS, LABEL_INCHES = 52, 0.2
+CAPTION_LETTERS, LABEL_INCHES, BAR_COLOURS = 52, 0.2, 256
 
 
 def write_figure(path: Path, study: Study, slide_id: str, config: MapConfig, dpi: int = 300) -> SlideMaps:
@@ -89,6 +89,7 @@ def draw_figure(study: Study, maps: SlideMaps) -> Figure:
         bar = figure.add_axes((left / width, (BAR_INCHES - 0.2) / height, span / width, 0.09 / height))
         _draw_bar(figure, bar, maps.scales[kind], describe_scale(maps.scales[kind], *target))
     lines = [line for source in study.runs for line in caption_lines(source, maps.slide_id, study.classes)]
+    lines += [SMOOTH_NOTICE] if maps.smooth else []
     words = "\n".join(textwrap.fill(line, CAPTION_LETTERS) for line in [maps.slide_id, *lines])
     below = BAR_INCHES + (rows - 1) * row_inches - (0.05 if rows > 1 else 0)
     figure.text(0.06 / width, below / height, words, fontsize=6, va="top", linespacing=1.5)
@@ -113,10 +114,10 @@ def _show(axes: Any, picture: Rgb | None, title: str | None) -> None:
 
 def _draw_bar(figure: Figure, axes: Any, scale: Scale, unit: str) -> None:
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
-    kind: MapKind = scale.kind
-    mappable = ScalarMappable(Normalize(scale.low, scale.high), COLOUR_MAPS[kind])
+    colours = ListedColormap(draw_bar(scale, BAR_COLOURS, 1)[0] / 255)  # as opaque as the map is
+    mappable = ScalarMappable(Normalize(scale.low, scale.high), colours)
     bar = figure.colorbar(mappable, cax=axes, orientation="horizontal", ticks=scale.ticks())
     bar.ax.set_xticklabels([scale.text(value) for value in scale.ticks()], fontsize=7)
     bar.ax.set_xlabel(unit, fontsize=6)
