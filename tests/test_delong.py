@@ -179,7 +179,7 @@ def test_intervals_cover_and_tests_keep_their_level() -> None:
     y_true, gap = np.arange(120) % 2, 1.0
     truth = float(norm.cdf(gap / np.sqrt(2 * (1 + 0.5))))
     covered, rejected = 0, 0
-    rounds = 700
+    rounds = 2000
     for _ in range(rounds):
         shared = rng.normal(size=120) + gap * y_true
         one, other = (predictions(y_true, norm.cdf(shared + np.sqrt(0.5) * rng.normal(size=120))) for _ in range(2))
@@ -191,4 +191,4 @@ def test_intervals_cover_and_tests_keep_their_level() -> None:
         covered += area.interval[0] <= truth <= area.interval[1]
         rejected += difference.p_value < 0.05
     assert 0.93 <= covered / rounds <= 0.97
-    assert 0.03 <= rejected / rounds <= 0.07
+    assert 0.035 <= rejected / rounds <= 0.065
