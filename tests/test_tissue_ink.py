@@ -18,6 +18,8 @@ INKS = {
     "orange": (235, 120, 40),
     "black": (30, 28, 32),
     "cyan": (60, 165, 205),
+    "violet": (95, 35, 140),
+    "faint blue": (130, 160, 220),
 }
 
 
@@ -60,6 +62,39 @@ def test_ink_on_a_real_array(shared, ink):
     name = "histoprep_tma_spots.jpeg"
     pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / name).convert("RGB").reduce(2))
     check(pixels, 16.0, ink, [(60, 300), (300, 200), (600, 900)], 20, 0.9)
+
+
+@pytest.mark.parametrize("ink", ["violet", "faint blue"])
+def test_ink_on_a_violet_slide(shared, ink):
+    """A line beside and across a lymph node whose own stain is violet: the line goes, most of the node stays."""
+    from mhim.slides import open_slide
+
+    with open_slide(shared / "data" / "wsi_samples" / "camelyon16_overview_multiframe.dcm") as slide:
+        pixels, mpp = slide.read((0, 0), slide.size_px0, slide.mpp0), slide.mpp0
+    clean = segment_tissue(ArraySlide(pixels, mpp))
+    assert clean.rejected is not None
+    assert clean.rejected.mean() < 0.001
+    drawn, stroke = marked(pixels, ink, [(30, 560), (480, 540), (560, 200)], 18)
+    mask = segment_tissue(ArraySlide(drawn, mpp))
+    assert mask.cells[stroke].mean() < 0.1
+    stained = (pixels.max(axis=2).astype(int) - pixels.min(axis=2) > 60) & clean.cells & ~stroke
+    assert mask.cells[stained].mean() > 0.93
+
+
+def test_dense_violet_stain_is_not_ink():
+    """Follicles of dense haematoxylin, as vivid as ink but uneven, in paler tissue."""
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.normal(size=(600, 600)).astype(np.float32), (0, 0), 1.5)
+    pixels = np.full((600, 600, 3), 241.0)
+    factor = (1 + 0.35 * texture / texture.std())[..., None].clip(0.2, 2.5)
+    dense = 255 * np.exp(np.log((np.array((95, 40, 140)) + 1) / 256) * factor)
+    pale = 255 * np.exp(np.log((np.array((190, 120, 180)) + 1) / 256) * factor)
+    pixels[60:540, 60:540] = pale[60:540, 60:540]
+    for x in (150, 300, 450):
+        inside = (np.hypot(*np.ogrid[-300:300, -x : 600 - x]) < 50)[..., None]
+        pixels = np.where(inside, dense, pixels)
+    mask = segment_tissue(ArraySlide(pixels.clip(0, 255).astype(np.uint8), 16.0))
+    assert mask.cells[80:520, 80:520].mean() > 0.98
 
 
 def test_ink_can_be_kept(shared):

@@ -23,6 +23,7 @@ MARGIN_UM = 32.0
 WHOLE_SLIDE_UM = 10_000.0
 """Lengths below hold for pictures of at least this side; on smaller ones, marks may be smaller too."""
 LARGE = 1 << 18
+BLUER = 30
 STAIN_SHARE, SURE_STAIN_SHARE = 0.5, 0.92
 STAIN_ROUGHNESS, SURE_STAIN_ROUGHNESS = 0.14, 0.10
 
@@ -56,7 +57,7 @@ class Planes:
 
 
 def find_ink(planes: Planes, um_per_cell: float) -> Plane:
-    """Cells to leave out, (h, w) uint8 of 0 and 1: pen ink of any colour but violet, and broad dark marks.
+    """Cells to leave out, (h, w) uint8 of 0 and 1: pen ink of any colour but pale violet, and broad dark marks.
 
     Args:
         planes: a smoothed, white-balanced picture.
@@ -68,6 +69,8 @@ def find_ink(planes: Planes, um_per_cell: float) -> Plane:
     cell_um2 = (um_per_cell / size) ** 2
     coloured = _above(planes.chroma, COLOURED)
     marks = _cool_ink(planes, coloured, cell_um2)
+    marks |= _over_tissue(planes, coloured, marks)
+    marks |= _violet_ink(planes, coloured, cell_um2)
     marks |= _warm_ink(planes, coloured & ~marks & 1, cell_um2)
     marks |= _dark_marks(planes, um_per_cell / size)
     if marks.any():
@@ -94,6 +97,39 @@ def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
         roughness = _roughness(planes.darkest, pen)
         if roughness > (SURE_STAIN_ROUGHNESS if share > SURE_STAIN_SHARE else STAIN_ROUGHNESS):
             return none
+    return pen
+
+
+def _over_tissue(planes: Planes, coloured: Plane, pen: Plane) -> Plane:
+    """Where strokes of cool ink go on over tissue: cells that hang on to them and are far bluer than the tissue is."""
+    import cv2
+
+    if not pen.any():
+        return np.zeros_like(pen)
+    cold = cv2.subtract(planes.blue, planes.red)
+    tissue: Plane = coloured & ~pen & 1
+    below = np.cumsum(histogram(np.asarray(cold), tissue))
+    usual = int(np.searchsorted(below, below[-1] / 2))
+    bluer = tissue & _above(cold, usual + BLUER)
+    near = np.asarray(cv2.dilate(pen, np.ones((5, 5), np.uint8)), dtype=np.uint8)
+    return components(bluer | pen, near & (bluer | pen), 0, least_share=0.1) & bluer
+
+
+def _violet_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
+    """Violet strokes: the hue of haematoxylin, but more vivid where it is dense than stain is, and even."""
+    import cv2
+
+    none = np.zeros_like(coloured)
+    vivid = _above(planes.chroma, 84) & _not_above(planes.green, 70)
+    if _count(vivid) * cell_um2 < 0.3 * MIN_MARK_UM2:
+        return none
+    violet = _not_above(_plus(planes.green, 4), planes.red) & _not_above(_plus(planes.red, 4), planes.blue)
+    weak: Plane = violet & _above(planes.chroma, 50) & _not_above(planes.green, 76)
+    sure = weak & (vivid | (_above(planes.chroma, 60) & _not_above(planes.green, 36)))
+    weak = np.asarray(cv2.morphologyEx(np.asarray(weak, np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
+    pen = components(weak, sure & weak, MIN_MARK_UM2 / cell_um2, least_share=0.5)
+    if _count(pen) > STAIN_SHARE * _count(coloured) or _roughness(planes.green, pen) > STAIN_ROUGHNESS:
+        return none
     return pen
 
 

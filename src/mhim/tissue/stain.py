@@ -177,7 +177,7 @@ def _sample(rgb: NDArray[np.uint8]) -> Planes:
 
     step = -(-max(rgb.shape) // SAMPLE_SIDE)
     size = (-(-rgb.shape[1] // step), -(-rgb.shape[0] // step))
-    return Planes.of(rgb if step == 1 else np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_NEAREST)))
+    return Planes.of(rgb if step == 1 else np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_NEAREST), np.uint8))
 
 
 def _smooth(rgb: NDArray[np.uint8], um_per_cell: float, smooth_um: float) -> NDArray[np.uint8]:
