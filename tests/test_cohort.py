@@ -99,12 +99,14 @@ def test_a_faulty_number_is_named_with_its_line(column: str, value: str, fault: 
 
 def test_optional_columns_are_read_and_may_be_empty(tmp_path: Path) -> None:
     text = (
-        "slide_id,case_id,label,path,mpp,site,time,event,fold,annotation,extra\n"
-        "a,1,x,slides/a.svs,0.25,north,12.5,1,3,masks/a.png,?\nb,2,y,,,,,,,,\n"
+        "slide_id,case_id,label,path,mpp,site,time,event,fold,annotation,tissue_mask,extra\n"
+        "a,1,x,slides/a.svs,0.25,north,12.5,1,3,masks/a.png,tissue/a.geojson,?\nb,2,y,,,,,,,,,\n"
     )
     first, second = read(tmp_path, text).rows
     assert first.path == tmp_path / "slides/a.svs"
     assert first.annotation == tmp_path / "masks/a.png"
+    assert first.tissue_mask == tmp_path / "tissue/a.geojson"
+    assert second.tissue_mask is None
     assert (first.mpp, first.site, first.time, first.event, first.fold) == (0.25, "north", 12.5, 1, 3)
     assert (second.path, second.mpp, second.site, second.time, second.event, second.fold) == (None,) * 6
 
@@ -222,6 +224,15 @@ def test_only_the_slide_suffix_is_cut_off(file: str, name: str, tmp_path: Path) 
 def test_a_folder_gives_its_slides_sorted_and_nothing_else(tmp_path: Path) -> None:
     touch(tmp_path, "b.svs", "a.ome.tif", "c.MRXS", "c/Data0001.dat", "notes.txt", "d.png", "._b.svs", ".b.svs.1.tmp")
     assert [row.path for row in read_slides(tmp_path)] == [tmp_path / n for n in ("a.ome.tif", "b.svs", "c.MRXS")]
+
+
+def test_a_folder_of_pictures_is_a_folder_of_slides(tmp_path: Path) -> None:
+    """Where there is nothing else: beside slides, pictures are labels and previews."""
+    touch(tmp_path, "b.PNG", "a.jpg", "c.jpeg", "notes.txt", ".b.png", "d.png/readme")
+    assert [row.path for row in read_slides(tmp_path)] == [tmp_path / n for n in ("a.jpg", "b.PNG", "c.jpeg")]
+    assert [row.slide_id for row in read_slides(tmp_path)] == ["a", "b", "c"]
+    touch(tmp_path, "e.svs")
+    assert [row.slide_id for row in read_slides(tmp_path)] == ["e"]
 
 
 def test_a_folder_of_dicom_files_is_one_slide_named_after_the_folder(tmp_path: Path) -> None:

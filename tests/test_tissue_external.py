@@ -12,12 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mhim.cli import app
+from mhim.cohort import read_slides
 from mhim.errors import ConfigError, SlideError
 from mhim.slides.array import ArraySlide
 from mhim.tile_io import load_grid, save_grid
 from mhim.tile_preview import REJECTED_COLOUR, draw_preview
 from mhim.tile_sheet import SheetRow, flagged, robust_deviations, slide_values, write_sheet
-from mhim.tiles import TileGrid, TileSpec, plan_tiles
+from mhim.tiles import TileConfig, TileGrid, TileSpec, plan_tiles
+from mhim.tiling import tile_slides
 from mhim.tissue import TissueConfig, TissueMask, mask_file, read_mask, segment_tissue
 from slide_files import stained, write_tiff
 
@@ -134,6 +136,29 @@ def test_the_verb_takes_masks(tmp_path):
         assert file.attrs["input_fingerprint"] != before
     with pytest.raises(ConfigError, match="one file for 2 slides; give a folder"):
         CliRunner().invoke(app, [*words, "--tissue-mask", str(masks / "a.geojson")], catch_exceptions=False)
+
+
+def test_the_table_gives_the_mask_of_a_slide(tmp_path):
+    """Column tissue_mask: where it is filled it wins over the folder and the search; another mask is another input."""
+    for name in "ab":
+        write_tiff(tmp_path / f"{name}.tif", stained(256, 192, (30, 30, 200, 150)), 1.0)
+    write(tmp_path / "a.geojson", geojson([[0, 0], [64, 0], [64, 64], [0, 64]]))
+    table = tmp_path / "cohort.csv"
+    table.write_text("slide_id,path,tissue_mask\na,a.tif,a.geojson\nb,b.tif,\n")
+    config = TileConfig(tiles=TileSpec(mpp=1.0, size_px=32, min_tissue=0.9))
+    assert tile_slides(read_slides(table), tmp_path / "out", config).done == ["a", "b"]
+    a, b = (load_grid(tmp_path / "out" / f"{name}.h5") for name in "ab")
+    assert a.xy_px0.tolist() == [[0, 0], [32, 0], [0, 32], [32, 32]]
+    assert (a.attributes["tissue_method"], b.attributes["tissue_method"]) == ("file:a.geojson", "stain")
+    assert tile_slides(read_slides(table), tmp_path / "out", config).skipped == ["a", "b"]
+    write(tmp_path / "a.geojson", geojson([[0, 0], [96, 0], [96, 64], [0, 64]]))
+    again = tile_slides(read_slides(table), tmp_path / "out", config)
+    assert (again.skipped, list(again.failed)) == (["b"], ["a"])
+    assert "another input" in again.failed["a"]
+    (tmp_path / "a.geojson").unlink()
+    gone = tile_slides(read_slides(table), tmp_path / "other", config)
+    assert (gone.done, list(gone.failed)) == (["b"], ["a"])
+    assert "no such file" in gone.failed["a"]
 
 
 def test_blur_is_left_out(shared):

@@ -13,10 +13,11 @@ from mhim.errors import CohortError
 
 REQUIRED = ("slide_id", "case_id", "label")
 FOLLOW_UP = ("slide_id", "case_id", "time", "event")
-OPTIONAL = ("path", "mpp", "site", "time", "event", "fold", "annotation")
+OPTIONAL = ("path", "mpp", "site", "time", "event", "fold", "annotation", "tissue_mask")
 SLIDE_SUFFIXES = (
     ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"
 )  # fmt: skip
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class SlideRow:
         time, event: follow-up time and event flag (1 = event), or None.
         fold: test fold given by the table, or None.
         annotation: image file of the annotated region (non-zero = inside), or None.
+        tissue_mask: file of the tissue (GeoJSON or image of the whole slide, non-zero = tissue), or None to find it.
     """
 
     slide_id: str
@@ -45,6 +47,7 @@ class SlideRow:
     event: int | None = None
     fold: int | None = None
     annotation: Path | None = None
+    tissue_mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def read_slides(source: Path) -> list[SlideRow]:
         return rows
     files = _slide_files(source) if source.is_dir() else [source]
     if not files:
-        raise CohortError(f"{source}: no slides here (looked for {' '.join(SLIDE_SUFFIXES)})")
+        looked_for = " ".join(SLIDE_SUFFIXES + PICTURE_SUFFIXES)
+        raise CohortError(f"{source}: no slides here (looked for {looked_for})")
     rows = [SlideRow(slide_name(file), slide_name(file), path=file) for file in files]
     _refuse_repeats(source, [row.slide_id for row in rows])
     return rows
@@ -180,13 +184,17 @@ def slide_name(path: Path) -> str:
 
 
 def _slide_files(folder: Path) -> list[Path]:
-    """Slide files, and folders that hold the DICOM files of one slide; hidden files are not slides."""
-    return [
+    """Slide files, and folders that hold the DICOM files of one slide; hidden files are not slides.
+
+    Pictures (PNG, JPEG) count where the folder holds nothing else: beside slides they are labels and previews.
+    """
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    slides = [
         entry
-        for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".")
-        and (_holds_dicom(entry) if entry.is_dir() else entry.suffix.lower() in SLIDE_SUFFIXES)
+        for entry in entries
+        if (_holds_dicom(entry) if entry.is_dir() else entry.suffix.lower() in SLIDE_SUFFIXES)
     ]
+    return slides or [entry for entry in entries if entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()]
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -276,6 +284,7 @@ def _row(path: Path, line: int, record: Mapping[str, str]) -> SlideRow:
         event=None if event is None else int(event),
         fold=None if fold is None else int(fold),
         annotation=_relative(path, text.get("annotation")),
+        tissue_mask=_relative(path, text.get("tissue_mask")),
     )
 
 

@@ -85,7 +85,7 @@ class TileJob:
         Raises:
             SlideError: the folder holds none for this slide.
         """
-        given = getattr(self.row, "tissue_mask", None)
+        given = self.row.tissue_mask
         if given is None and self.tissue_mask is not None:
             given = mask_file(self.tissue_mask, self.row.slide_id) if self.tissue_mask.is_dir() else self.tissue_mask
         return given
