@@ -110,7 +110,7 @@ def test_a_training_pass_changes_no_state(subject, bag):
 
 
 def test_gradients_reach_every_trainable_parameter(subject, bag):
-    """Over one bag under every label."""
+    """Over one bag under every label. A shift of all attention scores changes nothing: its gradient is 0 by law."""
     model = subject.build().double().train()
     torch.manual_seed(0)
     for label in range(3):
@@ -118,7 +118,8 @@ def test_gradients_reach_every_trainable_parameter(subject, bag):
     unreached = [
         name
         for name, value in model.named_parameters()
-        if value.requires_grad and (value.grad is None or not value.grad.any())
+        if value.requires_grad
+        and (value.grad is None or not (value.grad.any() or name.endswith("attention.score.bias")))
     ]
     assert unreached == []
 

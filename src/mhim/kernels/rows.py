@@ -47,3 +47,8 @@ class Rows:
         """Some of the rows, (P, D) in the computing dtype; (P,) int64 on the features' device."""
         index = positions if self.index is None else self.index[positions]
         return self.features.index_select(0, index).to(device=self.device, dtype=self.dtype)
+
+    def subset(self, positions: Tensor) -> Rows:
+        """Some of the rows as rows of their own; (P,) int64 on the features' device."""
+        index = positions if self.index is None else self.index[positions]
+        return Rows(self.features, index, self.device, self.dtype)

@@ -20,4 +20,4 @@ class Supervised(Method):
         self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
     ) -> StepResult:
         """See :meth:`Method.step`."""
-        return StepResult(self.losses(self.model(features), label))
+        return StepResult(self.losses(self.model(features, instances=False), label))

@@ -87,7 +87,7 @@ class _CLAM(MILModel):
         if embedding is None or branches is None:
             return None
         seed = draw_seed() if self.training else 0
-        pooled = pool(rows, embedding, branches, self.classifier.weight, instances, seed)
+        pooled = pool(rows, embedding, branches, self.classifier.weight, instances or self.training, seed)
         return self._output(*pooled, tokens_at=lambda positions: tokens_at(rows, positions, embedding, seed))
 
     def _output(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
-from mhim.kernels import Embedding
+from mhim.kernels import Embedding, Rows, embed, linear
 from mhim.models.contract import MILModel, MILOutput, initialise, models
 from mhim.models.layers import Activation, Projection
 
@@ -96,20 +96,46 @@ class DSMIL(MILModel):
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Both streams; the attention (C, N) is A, the bag embedding (C, D) is B."""
+        return self._aggregate(tokens, instances=True)
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`: without instances the contributions are left out."""
+        embedding = self.embedding()
+        return None if embedding is None else self._aggregate(embed(rows, embedding), instances)
+
+    def _queries(self, tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "instances query_dim"]:
+        first, _, second, _ = self.query
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        hidden = linear(tokens, first.weight, first.bias, relu=True)
+        return linear(hidden, second.weight, second.bias).tanh()
+
+    def _values(self, tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "instances dim"]:
+        if not isinstance(self.value, nn.Sequential):
+            return tokens
+        drop, layer, _ = self.value
+        assert isinstance(layer, nn.Linear)
+        return linear(drop(tokens), layer.weight, layer.bias, relu=True)
+
+    def _aggregate(self, tokens: Float[Tensor, "instances dim"], instances: bool) -> MILOutput:
         instance_logits = self.instance_classifier(tokens)
         max_logits, critical = instance_logits.max(dim=0)
-        queries = self.query(tokens)
+        queries = self._queries(tokens)
         similarity = queries[critical] @ queries.T / math.sqrt(self.config.query_dim)
         attention = similarity.softmax(dim=-1)
-        values = self.value(tokens)
+        values = self._values(tokens)
         embedding = attention @ values
         logits = self.fusion(embedding[None])[0, :, 0]
+        probabilities = self._probabilities(logits, max_logits)
+        extras = {"max_logits": max_logits, "instance_logits": instance_logits, "critical": critical}
+        if not instances:
+            return MILOutput(logits, probabilities, None, None, embedding, extras=extras)
         evidence = torch.einsum("nd,ocd->noc", values, self.fusion.weight)
         contributions = torch.einsum("cn,noc->no", attention, evidence)
         assert self.fusion.bias is not None
         return MILOutput(
             logits=logits,
-            probabilities=self._probabilities(logits, max_logits),
+            probabilities=probabilities,
             attention=attention,
             instance_scores=instance_logits,
             bag_embedding=embedding,
@@ -118,7 +144,7 @@ class DSMIL(MILModel):
             instance_probabilities=self._normalise(contributions),
             mask_scores=instance_logits.amax(dim=-1)[None],
             class_mask_scores=instance_logits.amax(dim=-1)[None],
-            extras={"max_logits": max_logits, "instance_logits": instance_logits, "critical": critical},
+            extras=extras,
         )
 
     def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding
+from mhim.kernels import Embedding, Rows, draw_seed, pool, tokens_at
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, AttentionScores, Projection
 
@@ -34,13 +36,19 @@ class PseudoBag:
 
     Attributes:
         index: positions of its n instances in the bag.
-        attention: softmax of the first tier's attention inside the pseudo-bag.
+        attention_logits: the first tier's attention before its softmax.
+        attention: its softmax inside the pseudo-bag.
+        evidence: tokens times the second tier's classifier, without gradient.
+        pooled: the attention-pooled feature.
         scores: contribution of each instance to each of the pseudo-bag's logits, w_c . (a_i z_i).
         logits: of the pseudo-bag.
     """
 
     index: Int[Tensor, " n"]
+    attention_logits: Float[Tensor, " n"]
     attention: Float[Tensor, " n"]
+    evidence: Float[Tensor, "n classes"]
+    pooled: Float[Tensor, " dim"]
     scores: Float[Tensor, "n classes"]
     logits: Float[Tensor, " classes"]
 
@@ -111,22 +119,73 @@ class DTFD(MILModel):
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Both tiers."""
         raw = self.tier1.attention(tokens)
-        bags = tuple(self._tier1(tokens, raw[0], index) for index in self._cut(len(tokens), tokens.device))
-        weights = self._handed_up(bags, len(tokens))
-        features = weights @ tokens.detach()
-        attention = self.tier2.attention(features).softmax(dim=-1) @ weights
-        embedding = (attention @ tokens.detach())[0]
+        places = self._cut(len(tokens), tokens.device)
+        evidence = tokens @ self._evidence_weight().T
+        bags = []
+        for index in places:
+            pooled = raw[0, index].softmax(dim=-1) @ tokens[index]
+            bags.append(self._tier1(index, raw[0, index], pooled, evidence[index]))
+        features = torch.cat(
+            [self._handed_up(bag, lambda places, index=bag.index: tokens[index[places]]) for bag in bags]
+        )
+        return self._tier2(tuple(bags), features.detach())
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`: every pseudo-bag is pooled by itself, in one pass over its rows."""
+        embedding, branches = self.embedding(), self.tier1.attention.branches()
+        if embedding is None or branches is None:
+            return None
+        bags, features = [], []
+        for index in self._cut(len(rows), rows.device):
+            part, seed = rows.subset(index), draw_seed() if embedding.rate else 0
+            raw, pooled, evidence = pool(part, embedding, branches, self._evidence_weight(), True, seed)
+            assert raw is not None
+            assert evidence is not None
+            bags.append(bag := self._tier1(index, raw[0], pooled[0], evidence))
+            features.append(self._handed_up(bag, partial(tokens_at, part, embedding=embedding, seed=seed)))
+        return self._tier2(tuple(bags), torch.cat(features).detach())
+
+    def _evidence_weight(self) -> Float[Tensor, "both dim"]:
+        """Both tiers' classifiers; the second sees tokens without sending a gradient to them (section 3.4)."""
+        return torch.cat([self.tier1.classifier.weight, self.tier2.classifier.weight])
+
+    def _tier1(
+        self,
+        index: Int[Tensor, " n"],
+        raw: Float[Tensor, " n"],
+        pooled: Float[Tensor, " dim"],
+        evidence: Float[Tensor, "n both"],
+    ) -> PseudoBag:
+        attention = raw.softmax(dim=-1)
+        first, second = evidence.split(self.n_classes, dim=1)
+        return PseudoBag(
+            index=index,
+            attention_logits=raw,
+            attention=attention,
+            scores=attention[:, None] * first,
+            evidence=second.detach(),
+            pooled=pooled,
+            logits=self.tier1.classifier(pooled),
+        )
+
+    def _tier2(self, bags: tuple[PseudoBag, ...], features: Float[Tensor, "features dim"]) -> MILOutput:
+        order = torch.cat([bag.index for bag in bags]).argsort()
+        share = self.tier2.attention(features).softmax(dim=-1)
+        embedding = (share @ features)[0]
         classifier = self.tier2.classifier
         logits = classifier(embedding)
-        order = torch.cat([bag.index for bag in bags]).argsort()
-        scores = torch.cat([bag.scores for bag in bags])[order]
+        attention = self._weights(bags, share[0])[:, order]
+        scores, evidence = (
+            torch.cat(part)[order] for part in zip(*((b.scores, b.evidence) for b in bags), strict=True)
+        )
+        raw = torch.cat([bag.attention_logits for bag in bags])[order][None]
         return MILOutput(
             logits=logits,
             probabilities=softmax_probabilities(logits),
             attention=attention,
             instance_scores=scores,
             bag_embedding=embedding,
-            contributions=attention.T * (tokens.detach() @ classifier.weight.T),
+            contributions=attention.T * evidence,
             bias=classifier.bias,
             instance_probabilities=scores.softmax(dim=-1),
             mask_scores=raw.softmax(dim=-1),
@@ -137,6 +196,24 @@ class DTFD(MILModel):
                 "attention_logits": raw,
             },
         )
+
+    def _weights(self, bags: tuple[PseudoBag, ...], share: Float[Tensor, " features"]) -> Float[Tensor, "1 instances"]:
+        """The weight with which each token enters the bag embedding, pseudo-bag after pseudo-bag."""
+        rows, at = [], 0
+        for bag in bags:
+            if self.config.distillation == "afs":
+                rows.append(share[at] * bag.attention.detach())
+                at += 1
+            else:
+                chosen = self._chosen(bag)
+                part = share[at : at + len(chosen)]
+                rows.append(torch.zeros_like(bag.attention).index_add(0, chosen, part))
+                at += len(chosen)
+        return torch.cat(rows)[None]
+
+    def _handed_up(self, bag: PseudoBag, tokens_of: Callable[[Tensor], Tensor]) -> Float[Tensor, "features dim"]:
+        """The features of a pseudo-bag that the second tier sees."""
+        return bag.pooled[None] if self.config.distillation == "afs" else tokens_of(self._chosen(bag))
 
     def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the slide label: the pseudo-bags' mean, and tier 2's."""
@@ -156,31 +233,6 @@ class DTFD(MILModel):
         if self.config.split == "interleaved":
             return [positions[start::groups] for start in range(groups)]
         return list(positions.tensor_split(groups))
-
-    def _tier1(
-        self, tokens: Float[Tensor, "instances dim"], raw: Float[Tensor, " instances"], index: Int[Tensor, " n"]
-    ) -> PseudoBag:
-        attention = raw[index].softmax(dim=-1)
-        weighted = attention[:, None] * tokens[index]
-        classifier = self.tier1.classifier
-        return PseudoBag(
-            index=index,
-            attention=attention,
-            scores=weighted @ classifier.weight.T,
-            logits=classifier(weighted.sum(dim=0)),
-        )
-
-    @torch.no_grad()
-    def _handed_up(self, bags: tuple[PseudoBag, ...], count: int) -> Float[Tensor, "features instances"]:
-        """Each handed-up feature as weights over the bag's tokens."""
-        rows = []
-        for bag in bags:
-            if self.config.distillation == "afs":
-                rows.append(bag.attention.new_zeros(count).index_copy(0, bag.index, bag.attention)[None])
-            else:
-                chosen = bag.index[self._chosen(bag)]
-                rows.append(F.one_hot(chosen, count).to(bag.attention.dtype))
-        return torch.cat(rows)
 
     def _chosen(self, bag: PseudoBag) -> Int[Tensor, " chosen"]:
         """Places in the pseudo-bag of the instances that it hands up."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding
+from mhim.kernels import Embedding, Rows, embed
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, Projection
 from mhim.models.nystrom import ClassRow, Landmarked, NystromAttention
@@ -172,15 +172,25 @@ class TransMIL(MILModel):
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Logits of the class token; the bag embedding (D,) is the class token after the last norm."""
+        return self._aggregate(tokens, instances=True)
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`: without instances the class token's attention is not read out."""
+        embedding = self.embedding()
+        return None if embedding is None else self._aggregate(embed(rows, embedding), instances)
+
+    def _aggregate(self, tokens: Float[Tensor, "instances dim"], instances: bool) -> MILOutput:
         count = len(tokens)
-        instances = wrap_to_square(tokens) if self.config.padding == "class" else tokens
-        sequence = torch.cat([self.class_token, instances])
+        body = wrap_to_square(tokens) if self.config.padding == "class" else tokens
+        sequence = torch.cat([self.class_token, body])
         first = self.layer1.prepare(sequence)
         sequence = self.layer1(sequence, first, len(sequence))
         sequence = torch.cat([sequence[:1], self.position(sequence[1:])])
         last = self.layer2.prepare(sequence)
         embedding = self.norm(self.layer2(sequence, last, 1))[0]
         logits = self.classifier(embedding)
+        if not instances:
+            return MILOutput(logits, softmax_probabilities(logits), None, None, embedding)
         rows = self._rows(first, last, count)
         return MILOutput(
             logits=logits,
