@@ -55,7 +55,6 @@ class TiffSlide(SlideBase):
         self.levels = (index or read_index(path)).levels
         self.size_px0 = self.levels[0].size_px
         self.downsamples = tuple(sum(level.downsample) / 2 for level in self.levels)
-        self._places = [list(zip(level.offsets.tolist(), level.counts.tolist(), strict=True)) for level in self.levels]
         self._seams = SeamStore()
         self._fd: int | None = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
@@ -142,7 +141,7 @@ class TiffSlide(SlideBase):
         index = row * found.columns + column
         if into is None:
             into = np.empty((found.tile_px[1] // reduction, found.tile_px[0] // reduction, 3), np.uint8)
-        offset, count = self._places[level][index]
+        offset, count = int(found.offsets[index]), int(found.counts[index])
         if not count:
             into[...] = 255
             return into
