@@ -62,7 +62,7 @@ def what_changed(run: Run, plan: RunPlan) -> list[Difference]:
     """Data, folds, configuration and environment then and now; before anything is trained."""
     found = list(_data(run, plan))
     if plan.identity != run.info["identity"] and not found:
-        text = "the configuration or the data have another identity than the run"
+        text = "another than the run was made with: config.yaml was edited, or this version has other options"
         found.append(Difference("configuration", text))
     device = choose_device(plan.config.train.device).type
     now = environment(device, models[plan.config.model.name], methods[plan.config.method.name])

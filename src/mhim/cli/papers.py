@@ -94,6 +94,11 @@ def reproduce_paper(
     from mhim.papers.mil_sets import read_mil_set
     from mhim.papers.reproduce import HEADER, notes, plan_tasks, run_tasks, summarise, texts, write_results
 
+    if paper == "dsmil":
+        raise ConfigError(
+            "dsmil: its published numbers take the best test epoch at the best test threshold of each fold; such "
+            "numbers are not made here (known: ilse2018)"
+        )
     if paper != "ilse2018":
         raise ConfigError(f"{paper}: unknown paper (known: ilse2018)")
     if pooling not in ("attention", "gated", "both"):
