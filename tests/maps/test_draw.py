@@ -21,9 +21,9 @@ from mhim.maps import MapConfig, Scale, Study, draw_maps, slide_maps, summarise_
 from mhim.maps.localise import localisation_table, tile_scores
 from mhim.maps.render import draw_map
 from mhim.maps.study import Prediction, unique_slugs
-from mhim.maps.values import read_values, tile_values
+from mhim.maps.values import TileValues, read_values, tile_values
 from mhim.models import models
-from mhim.models.contract import MILOutput
+from mhim.models.contract import MILModel, MILOutput
 from mhim.training.runs import Run, open_run
 
 ALL = MapConfig.model_validate({"max_slides": None})
@@ -320,3 +320,26 @@ def test_a_fold_that_the_run_does_not_have_is_refused(runs: list[Run], tmp_path:
 def test_new_slides_need_bags_that_the_run_does_not_know(runs: list[Run]):
     with pytest.raises(CohortError, match="no bag here of a slide that"):
         Study.of([runs[1]], MapConfig.model_validate({"fold": 0}))
+
+
+def test_a_slide_is_computed_once_and_anew_when_its_features_change(runs: list[Run], monkeypatch: pytest.MonkeyPatch):
+    """Drawing and scoring ask twice; values of other features are never given."""
+    asked: list[str] = []
+
+    def counted(model: MILModel, bag: Bag) -> TileValues:
+        asked.append(bag.slide_id)
+        return tile_values(model, bag)
+
+    monkeypatch.setattr(study_module, "tile_values", counted)
+    source = Study.of(runs[1:], MapConfig.model_validate({})).runs[0]
+    bag = source.bag("s03")
+    first = source.values(bag, "s03")
+    assert source.values(source.bag("s03"), "s03") is first
+    assert asked == ["s03"]
+    with pytest.raises(FeatureError, match="have changed"):
+        source.values(Bag("s03", bag.features + 3, bag.xy_px0, bag.attributes), "s03")
+    assert asked == ["s03", "s03"]
+    monkeypatch.setattr(study_module, "REMEMBERED_TILES", 1)
+    source.values(source.bag("s04"), "s04")
+    source.values(source.bag("s03"), "s03")
+    assert asked == ["s03", "s03", "s04", "s03"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from typer.testing import CliRunner
 
 from mhim.bag import Bag
 from mhim.cli import app
-from mhim.errors import ConfigError, SlideError
+from mhim.errors import ConfigError, FeatureError, SlideError
 from mhim.exports import ExportConfig, export_maps
-from mhim.exports.geojson import write_geojson
-from mhim.exports.layers import Frame, SlideLayers, frame_of, slide_layers
+from mhim.exports.geojson import _uuid5, write_geojson
+from mhim.exports.layers import ID_SPACE, Frame, SlideLayers, frame_of, slide_layers
 from mhim.exports.ome_tiff import halved, px0_per_px, write_ome_tiff
 from mhim.exports.tables import write_parquet
 from mhim.exports.write import study_of
@@ -258,3 +260,19 @@ def test_parquet_table_is_level_0_whatever_the_frame(tmp_path: Path):
     xy_px0 = grid(3, 2, 256, (500, 600))
     write_parquet(tmp_path / "t.parquet", layers_of(xy_px0, 256.0, Frame((400, 400), (2000, 2000), 0.5, "bounds")))
     np.testing.assert_array_equal(pd.read_parquet(tmp_path / "t.parquet")[["x_px0", "y_px0"]], xy_px0)
+
+
+@pytest.mark.parametrize("name", ["a/b/0", "slide ä/run/99999"])
+def test_ids_are_those_of_uuid5(name: str):
+    """Of the prefix's hash, continued; ids of files that earlier versions wrote stay."""
+    digest = hashlib.sha1(ID_SPACE.bytes + name.encode(), usedforsecurity=False).digest()
+    assert _uuid5(digest) == str(uuid.uuid5(ID_SPACE, name))
+
+
+def test_a_value_that_is_no_number_is_refused(tmp_path: Path):
+    layers = layers_of(grid(2, 2, 64.0, (0, 0)), 64.0, Frame((0, 0), (128, 128), 0.5, "level0"))
+    attention = layers.values.attention
+    assert attention is not None
+    attention[0] = np.nan
+    with pytest.raises(FeatureError, match="no finite attention"):
+        write_geojson(tmp_path / "a.geojson", layers, DEFAULT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mhim.artefacts import write_text
-from mhim.errors import ConfigError
+from mhim.errors import ConfigError, FeatureError
 from mhim.exports.config import ExportConfig
 from mhim.exports.layers import ID_SPACE, SlideLayers
 
@@ -29,15 +31,19 @@ def write_geojson(path: Path, layers: SlideLayers, config: ExportConfig) -> None
     Raises:
         ConfigError: regions are wanted of a map that the model does not have, or shapely is not installed.
     """
-    features = [*_regions(layers, config), *_tiles(layers)]
     about = layers.facts | {
         "tool": "mhim",
         "origin": layers.frame.source,
         "corner_px0": list(layers.frame.corner_px0),
         "mpp0": layers.frame.mpp0,
     }
-    collection = {"type": "FeatureCollection", "mhim": about, "features": features}
-    write_text(path, json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n")
+    features = [*map(_text, _regions(layers, config)), *_tiles(layers)]
+    head = f'{{"type":"FeatureCollection","mhim":{_text(about)},"features":['
+    write_text(path, head + ",".join(features) + "]}\n")
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def region_cut(layers: SlideLayers, config: ExportConfig) -> tuple[float, str] | None:
@@ -60,26 +66,34 @@ def region_cut(layers: SlideLayers, config: ExportConfig) -> tuple[float, str] |
     return cut, f"{config.region_map}, top {100 * config.region_share:g} % of the tiles (>= {cut:.4g})"
 
 
-def _tiles(layers: SlideLayers) -> list[dict[str, Any]]:
+def _tiles(layers: SlideLayers) -> Iterator[str]:
+    """The tiles as JSON text; a hundred thousand of them are written by hand, which is several times faster."""
     measured: dict[str, NDArray[np.float64]] = {str(kind): values for kind, values in layers.maps.items()}
     if layers.values.probabilities is not None:
         del measured["probability"]
         columns = layers.values.probabilities.T
         measured |= {f"probability {name}": column for name, column in zip(layers.classes, columns, strict=True)}
-    names = list(measured)
-    rows = np.stack([measured[name] for name in names], axis=1).tolist() if names else [[]] * len(layers.bag)
-    features = []
-    for index, (corners, row) in enumerate(zip(_boxes(layers).tolist(), rows, strict=True)):
-        left, top, right, bottom = corners
-        ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-        features.append(
-            _feature(
-                f"{layers.slide_id}/{layers.run}/{index}",
-                {"type": "Polygon", "coordinates": [ring]},
-                {"objectType": "tile", "measurements": dict(zip(names, row, strict=True))},
-            )
+    for name, values in measured.items():
+        if not np.isfinite(values).all():
+            raise FeatureError(f"{layers.slide_id}: a tile has no finite {name} by {layers.title}")
+    keys = [_text(name) for name in measured]
+    rows = np.stack(list(measured.values()), axis=1).tolist() if keys else [[]] * len(layers.bag)
+    of_slide = sha1(ID_SPACE.bytes + f"{layers.slide_id}/{layers.run}/".encode(), usedforsecurity=False)
+    for index, ((x0, y0, x1, y1), row) in enumerate(zip(_boxes(layers).tolist(), rows, strict=True)):
+        digest = of_slide.copy()
+        digest.update(str(index).encode())
+        said = ",".join([f"{key}:{value!r}" for key, value in zip(keys, row, strict=True)])
+        yield (
+            f'{{"type":"Feature","id":"{_uuid5(digest.digest())}","geometry":{{"type":"Polygon","coordinates":'
+            f"[[[{x0!r},{y0!r}],[{x1!r},{y0!r}],[{x1!r},{y1!r}],[{x0!r},{y1!r}],[{x0!r},{y0!r}]]]}},"
+            f'"properties":{{"objectType":"tile","measurements":{{{said}}}}}}}'
         )
-    return features
+
+
+def _uuid5(digest: bytes) -> str:
+    """The text of ``uuid.uuid5`` from the SHA-1 of space and name (RFC 9562, section 5.5)."""
+    text = (digest[:6] + bytes([digest[6] & 0x0F | 0x50, digest[7], digest[8] & 0x3F | 0x80]) + digest[9:16]).hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _regions(layers: SlideLayers, config: ExportConfig) -> list[dict[str, Any]]:

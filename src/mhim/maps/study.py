@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from mhim.models.contract import MILModel
 from mhim.training.runs import Run
 
 SAME_PROBABILITY = 2e-3
+REMEMBERED_TILES = 1_000_000
+"""Tiles whose values a run keeps in memory, so that a slide that is drawn, then scored, is computed once."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class RunMaps:
         self.new_by = new_by
         self._models: dict[int, MILModel] = {}
         self._new: dict[str, Prediction] = {}
+        self._said: dict[str, tuple[bytes, TileValues]] = {}
 
     @cached_property
     def predictions(self) -> dict[str, Prediction]:
@@ -116,7 +120,7 @@ class RunMaps:
         encoder, wanted = bag.attributes.get("encoder"), self.run.info["encoder"]
         if encoder != wanted:
             raise FeatureError(f"{self.bag_path(slide_id)}: encoded with {encoder}, but the run with {wanted}")
-        said = tile_values(self.model(fold), bag).slide_probabilities
+        said = self._values(bag, slide_id, fold).slide_probabilities
         threshold = self.run.fold_info(fold)["threshold"]
         index = int(predict_classes(said[None], threshold)[0])
         name = self.run.classes[index]
@@ -143,13 +147,23 @@ class RunMaps:
             FeatureError: the model says something else of this bag than the run recorded.
         """
         recorded = self.prediction(slide_id)
-        values = tile_values(self.model(recorded.fold), bag)
+        values = self._values(bag, slide_id, recorded.fold)
         apart = float(np.abs(values.slide_probabilities - np.array(recorded.probabilities)).max())
         if apart > SAME_PROBABILITY:
             raise FeatureError(
                 f"{self.bag_path(slide_id)}: fold {recorded.fold} of {self.run.path} gives a probability that is "
                 f"{apart:.3f} off the recorded one; bag or weights have changed, give the run's own --features"
             )
+        return values
+
+    def _values(self, bag: Bag, slide_id: str, fold: int) -> TileValues:
+        """The maps of a slide's very features by a fold; the last slides' are remembered."""
+        key = sha256(np.ascontiguousarray(bag.features).view(np.uint8).data).digest() + bytes([fold])
+        known = self._said.pop(slide_id, None)
+        values = known[1] if known is not None and known[0] == key else tile_values(self.model(fold), bag)
+        self._said[slide_id] = key, values
+        while len(self._said) > 1 and sum(each.n_tiles for _, each in self._said.values()) > REMEMBERED_TILES:
+            del self._said[next(iter(self._said))]
         return values
 
     def identity(self, slide_id: str) -> list[str]:

@@ -49,6 +49,11 @@ class TileValues:
     bias: float | None
     score: float
 
+    @property
+    def n_tiles(self) -> int:
+        """Tiles with a value of some map, 0 where the model has none."""
+        return max((len(part) for kind in WHY_MISSING if (part := self.of(kind)) is not None), default=0)
+
     def of(self, kind: MapKind) -> Values | None:
         """(N,) values of a map, None when the model has none."""
         if kind == "probability":
