@@ -18,6 +18,7 @@ from mhim.maps.mining import COLOURS, FATES, OPACITY, draw_fates, mine, saved_mo
 from mhim.maps.underlay import Underlay
 from mhim.training.runs import Run
 from mhim.training.snapshots import MOMENTS, teacher_file
+from small_runs import contents
 
 
 def test_what_is_masked_follows_the_teacher(runs: list[Run]):
@@ -66,6 +67,22 @@ def test_verb_draws_and_lists(study_run: Path, tmp_path: Path):
     assert (tmp_path / "out" / "s03" / "mhim-v1-abmil_mining.png").is_file()
     bad = CliRunner().invoke(app, [*words[:-1], "end"])
     assert isinstance(bad.exception, ConfigError)
+
+
+def test_a_second_call_keeps_what_is_there_and_refuses_other_options(study_run: Path, tmp_path: Path):
+    """A folder that lacks a file is drawn anew, to the same bytes."""
+    words = ["mining", str(study_run), "-o", str(tmp_path), "--slides", "s03", "--moment", "best"]
+    assert "1 done" in CliRunner().invoke(app, words).output
+    before = contents(tmp_path)
+    assert "1 already complete" in CliRunner().invoke(app, words).output
+    (tmp_path / "s03" / "mhim-v1-abmil_mining.png").unlink()
+    assert "1 done" in CliRunner().invoke(app, words).output
+    assert contents(tmp_path) == before
+    other = CliRunner().invoke(app, [*words, "--seed", "5"])
+    assert other.exit_code == 1
+    assert contents(tmp_path) == before
+    assert CliRunner().invoke(app, [*words, "--seed", "5", "--overwrite"]).exit_code == 0
+    assert contents(tmp_path) != before
 
 
 def test_a_plain_run_has_no_teacher(study_run: Path, tmp_path: Path):

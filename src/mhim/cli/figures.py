@@ -9,7 +9,7 @@ import typer
 
 from mhim.batch import console
 from mhim.cli.results import RunPaths, Smooth, WithBaseline, open_runs
-from mhim.cli.shared import DryRun, OutputDir, Plugin, examples, finish, load_plugins, names_in
+from mhim.cli.shared import DryRun, OutputDir, Overwrite, Plugin, examples, finish, load_plugins, names_in
 
 Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
 Features = Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")]
@@ -113,10 +113,11 @@ def mining(
     features: Features = None,
     plugin: Plugin = None,
     dry_run: DryRun = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw what MHIM's teacher attends to and masks at the start, middle, best and last epoch.
 
-    Every slide by the fold that tested it: the teacher never learned from it.
+    Every slide by the fold that tested it: the teacher never learned from it. What is complete is kept.
     """
     from mhim.config import validate
     from mhim.errors import ConfigError
@@ -136,6 +137,6 @@ def mining(
         chosen = Study.of(opened, config).chosen(config, named)
         console.print(f"would draw {len(chosen)} slides into {out}: {', '.join(chosen)}", highlight=False)
         return
-    result = draw_mining(opened, out, config, named, moments, seed)
+    result = draw_mining(opened, out, config, named, moments, seed, overwrite)
     console.print(f"wrote {out}", highlight=False)
     finish(result)

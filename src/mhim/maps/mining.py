@@ -4,6 +4,7 @@
 
     OUT/<slide_id>/<run>_mining.png    columns: start, middle, best, last; rows: teacher's salience, mask
     OUT/<slide_id>/<run>_mining.csv    per tile and moment: salience, kept, masked as high, low, at random
+    OUT/<slide_id>/<run>_mining.json   what was drawn from what (written last)
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mhim.artefacts import atomic_path
+from mhim.artefacts import atomic_path, quick_digest, write_json
 from mhim.batch import BatchResult, Outcome, run_batch
+from mhim.config import fingerprint
 from mhim.errors import ArtefactError, FeatureError
 from mhim.maps.config import MapConfig
 from mhim.maps.lattice import Lattice, tile_size_or_step
 from mhim.maps.panel import Caption, limit_width, panel
 from mhim.maps.render import Rgb, draw_map, draw_outline
 from mhim.maps.scale import Scale
+from mhim.maps.stamp import is_current
 from mhim.maps.study import RunMaps, Study
 from mhim.maps.underlay import Underlay, make_underlay
 from mhim.training.runs import Run, write_table
@@ -138,8 +141,11 @@ def draw_mining(
     slides: Sequence[str] | None = None,
     moments: Sequence[str] | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> BatchResult:
     """Draw what teachers mask, for slides by the fold that tested them: the teacher never learned from them.
+
+    What is drawn already from the same run, teachers, bag, slide and options is kept.
 
     Args:
         runs: complete runs of masking methods.
@@ -148,6 +154,7 @@ def draw_mining(
         slides: slides to draw; None takes a selection of ``config.max_slides``.
         moments: which of start, middle, best, last; None takes all that were kept.
         seed: of the random part of the masks.
+        overwrite: replace pictures of another configuration or input.
 
     Raises:
         ArtefactError: a run kept no teacher.
@@ -158,11 +165,31 @@ def draw_mining(
         saved_moments(source, source.run.folds[0])
 
     def work(slide_id: str) -> Outcome:
+        drawn = False
         for source in study.runs:
+            stamp = f"{source.slug}_mining.json"
+            options = [config.look, sorted(moments) if moments is not None else None, seed]
+            identity = {
+                "config_fingerprint": fingerprint(options),
+                "input_fingerprint": _input(study, source, slide_id),
+            }
+            if is_current(out / slide_id, stamp, identity, "mining pictures", overwrite):
+                continue
             _draw_slide(out, study, source, slide_id, config, moments, seed)
-        return Outcome.DONE
+            files = [f"{source.slug}_mining.csv", f"{source.slug}_mining.png"]
+            write_json(out / slide_id / stamp, identity | {"tool": "mhim", "files": files})
+            drawn = True
+        return Outcome.DONE if drawn else Outcome.SKIPPED
 
     return run_batch(study.chosen(config, slides), work, name=lambda slide_id: slide_id, label="mining")
+
+
+def _input(study: Study, source: RunMaps, slide_id: str) -> str:
+    """Fingerprint of what a slide's picture is made from: one run and its teachers, the bag, slide and annotation."""
+    fold = source.prediction(slide_id).fold
+    teachers = [teacher_file(source.run.fold_path(fold), moment) for moment in saved_moments(source, fold)]
+    alone = Study((source,), study.rows, study.slides)
+    return fingerprint([alone.fingerprint(slide_id), [[path.name, quick_digest(path)] for path in teachers]])
 
 
 def _draw_slide(
