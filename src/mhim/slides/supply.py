@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STORE_BYTES = 32 << 20
+STORE_BYTES = 48 << 20
 WHITE = 255
 
 Pixels = NDArray[np.uint8]
