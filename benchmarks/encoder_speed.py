@@ -5,6 +5,7 @@ CPU time to the reference's in the same round. Networks without installed weight
 nothing about accuracy but costs the same.
 
 python benchmarks/encoder_speed.py SLIDE [ENCODER ...] [--backends torch,openvino:bf16] [--rounds 5] [--batch 16]
+python benchmarks/encoder_speed.py SLIDE [ENCODER ...] --calibration 24   # int8 calibrated on other tiles of it
 SLIDE: CMU-1-Small-Region.svs, or any slide with enough tissue tiles; ENCODER: efficientnet-lite0, resnet50, vit-s, ...
 """
 
@@ -71,10 +72,17 @@ def random_file(name: str, folder: Path) -> Path | None:
     return folder / f"{name}.safetensors"
 
 
-def build(name: str, backend: str, precision: str, weights: Path | None) -> Encoder:
-    """The encoder on a backend."""
+def build(name: str, backend: str, precision: str, weights: Path | None, calibration: Path | None = None) -> Encoder:
+    """The encoder on a backend; int8 calibrated on the tiles of a file, if there is one."""
     options = {"name": "vit" if name in RANDOM else name, "backend": backend, "precision": precision}
+    if precision == "int8" and calibration is not None:
+        options["calibration"] = str(calibration)
     return encoders.build(encoders.parse(options | ({"weights": weights} if weights else {})))
+
+
+def _named(case: str) -> tuple[str, str]:
+    backend, _, precision = case.partition(":")
+    return backend, precision or "auto"
 
 
 def eager(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,16 +98,22 @@ def eager(encoder: Encoder) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def measure(name: str, path: Path, cases: list[str], rounds: int, batch: int, folder: Path) -> None:
-    """Print one encoder's table."""
+def measure(
+    name: str, path: Path, cases: list[str], rounds: int, batch: int, folder: Path, calibrating: int = 0
+) -> None:
+    """Print one encoder's table; ``calibrating`` tiles after the measured ones calibrate int8."""
     weights = random_file(name, folder)
     plain = build(name, "torch", "fp32", weights)
     side = getattr(plain, "input_px", None) or plain.tile_px
-    tiles = tiles_of(path, side, batch)
+    tiles, calibration = tiles_of(path, side, batch + calibrating), None
+    if calibrating:
+        calibration = folder / f"{name}_calibration.npy"
+        np.save(calibration, tiles[batch:])
+        tiles = np.ascontiguousarray(tiles[:batch])
     runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {"eager fp32": eager(plain)}
     for case in cases:
         try:
-            runs[case] = build(name, *case.split(":"), weights).encode
+            runs[case] = build(name, *_named(case), weights, calibration).encode
             runs[case](tiles)
         except MhimError as error:
             runs.pop(case, None)
@@ -130,11 +144,14 @@ def main() -> None:
     parser.add_argument("--backends", default=CASES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--calibration", type=int, default=0, help="further tiles of the slide to calibrate int8 on")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.encoders:
-            measure(name, asked.slide, asked.backends.split(","), asked.rounds, asked.batch, Path(folder))
+            measure(
+                name, asked.slide, asked.backends.split(","), asked.rounds, asked.batch, Path(folder), asked.calibration
+            )
 
 
 if __name__ == "__main__":
