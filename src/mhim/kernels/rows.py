@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CHUNK = {"cpu": 2048}
+_CHUNK = {"cpu": 1024}
 _CHUNK_ACCELERATOR = 65536
 
 

@@ -8,7 +8,7 @@ taken from the right, so the largest is n x m, inside the fused attention kernel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,8 @@ from mhim.kernels import convolve, dropout, linear
 
 ClassRow = Literal["class-token", "first-padded"]
 
-_ROW_BUDGET = 1 << 24  # numbers in the largest temporary of the class token's attention row
+_PIECE = 2048  # tokens that attend at once where no gradient is kept
+_ROW_BUDGET = 1 << 20  # numbers in the largest temporary of the class token's attention row
 
 
 def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float[Tensor, "heads m m"]:
@@ -32,12 +33,48 @@ def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float
     """
     size = matrix.abs()
     guess = matrix.mT / (size.sum(dim=-1).max() * size.sum(dim=-2).max())
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(iterations):
-        product = matrix @ guess
-        inner = 15 * identity - product @ (7 * identity - product)
-        guess = 0.25 * guess @ (13 * identity - product @ inner)
+        guess = _Round.apply(matrix, guess)
     return guess
+
+
+def _from_identity(factor: int, matrix: Float[Tensor, "heads m m"]) -> Float[Tensor, "heads m m"]:
+    """The matrix factor I - M."""
+    difference = matrix.neg()
+    difference.diagonal(dim1=-2, dim2=-1).add_(factor)
+    return difference
+
+
+def _horner(product: Float[Tensor, "heads m m"]) -> tuple[Float[Tensor, "heads m m"], Float[Tensor, "heads m m"]]:
+    """Y (7 I - Y), and Y (15 I - that)."""
+    inner = product @ _from_identity(7, product)
+    return inner, product @ _from_identity(15, inner)
+
+
+class _Round(torch.autograd.Function):
+    """One round of the iteration. Its gradient keeps two matrices where autograd would keep nine."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, guess: Tensor) -> Tensor:
+        """See :func:`pseudo_inverse`."""
+        product = matrix @ guess
+        ctx.save_for_backward(matrix, guess, product)
+        _, outer = _horner(product)
+        return 0.25 * guess @ _from_identity(13, outer)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the matrix and of the guess; the identities are never formed."""
+        matrix, guess, product = ctx.saved_tensors
+        inner, outer = _horner(product)
+        grad = 0.25 * grads[0]
+        of_guess = torch.baddbmm(grad, grad, outer.mT, beta=13, alpha=-1)
+        of_outer = -(guess.mT @ grad)
+        of_product = torch.baddbmm(of_outer, of_outer, inner.mT, beta=15, alpha=-1)
+        of_inner = -(product.mT @ of_outer)
+        of_product = of_product.add_(of_inner, alpha=7).baddbmm_(of_inner, product.mT, alpha=-1)
+        of_product = of_product.baddbmm_(product.mT, of_inner, alpha=-1)
+        return of_product @ guess.mT, of_guess.baddbmm_(matrix.mT, of_product)
 
 
 @dataclass(frozen=True)
@@ -112,14 +149,26 @@ class NystromAttention(nn.Module):
         )
 
     def attend(self, prepared: Landmarked, count: int) -> Float[Tensor, "count dim"]:
-        """Attention output of the first ``count`` real tokens."""
-        start = prepared.padding
-        queries = self._queries(prepared.padded[start : start + count])
+        """Attention output of the first ``count`` real tokens; without gradient in pieces of bounded memory."""
         seen = _attention(prepared.landmark_queries, prepared.keys, prepared.values)
-        with torch.autocast(queries.device.type, enabled=False):
-            seen = (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(queries.dtype)
+        with torch.autocast(seen.device.type, enabled=False):
+            seen = (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(seen.dtype)
+        if torch.is_grad_enabled() or count <= _PIECE:
+            return self._attend(prepared, seen, 0, count)
+        out = prepared.padded.new_empty(count, self.to_out.out_features)
+        for start in range(0, count, _PIECE):
+            stop = min(start + _PIECE, count)
+            out[start:stop] = self._attend(prepared, seen, start, stop)
+        return out
+
+    def _attend(
+        self, prepared: Landmarked, seen: Float[Tensor, "heads m head_dim"], start: int, stop: int
+    ) -> Float[Tensor, "piece dim"]:
+        """Attention output of the real tokens from ``start`` to ``stop``."""
+        first, last = prepared.padding + start, prepared.padding + stop
+        queries = self._queries(prepared.padded[first:last])
         mixed = _attention(queries, prepared.landmark_keys, seen)
-        mixed = mixed + self._convolve(prepared.values, start, count)
+        mixed = mixed + self._convolve(prepared.values, first, stop - start)
         out = linear(mixed.transpose(0, 1).flatten(1), self.to_out.weight, self.to_out.bias)
         return dropout(out, self.dropout.p if self.training else 0.0)
 
@@ -158,14 +207,9 @@ class NystromAttention(nn.Module):
     ) -> Float[Tensor, "heads count head_dim"]:
         """Value convolution at positions start .. start + count of the padded sequence, zeros beyond its ends."""
         filters = self.value_convolution.weight[:, 0, :, 0].to(values.dtype)
-        if count > 1:
-            return convolve(values, filters)[:, start : start + count]
-        reach = self.value_convolution.kernel_size[0] // 2
-        first, last = start - reach, start + count + reach
-        window = values[:, max(0, first) : last]
-        length = values.shape[1]
-        window = F.pad(window, (0, 0, max(0, -first), max(0, last - length)))
-        return self.value_convolution(window[None])[0]
+        reach = filters.shape[1] // 2
+        before, after = min(reach, start), min(reach, values.shape[1] - start - count)
+        return convolve(values[:, start - before : start + count + after], filters)[:, before : before + count]
 
 
 def _attention(

@@ -36,7 +36,8 @@ class AttentionLayer(nn.Module):
         self, tokens: Float[Tensor, "tokens dim"], prepared: Landmarked, count: int
     ) -> Float[Tensor, "count dim"]:
         """The first ``count`` tokens after the layer."""
-        return tokens[:count] + self.attention.attend(prepared, count)
+        out = self.attention.attend(prepared, count)
+        return tokens[:count] + out if torch.is_grad_enabled() else out.add_(tokens[:count])
 
 
 class PositionEncoding(nn.Module):
