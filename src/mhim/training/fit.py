@@ -146,14 +146,22 @@ def fit(
             predictions, loss = predict(method.model, val, task)
             history.append(Epoch(index, lr, terms, watched, loss, task.score(predictions), task.metric))
             on_epoch(history[-1])
-            now, then = (history[at].score(config.select_by) for at in (-1, best))
-            if index <= config.choose_from or now > then:
+            if index <= config.choose_from or _is_better(history[-1], history[best], config):
                 best = index
-                state = copy.deepcopy({key: value.cpu() for key, value in method.model.state_dict().items()})
+                state = _copied_state(method.model)
             keeper.after_epoch(index, method, best == index)
             if index - best >= config.patience and index + 1 >= config.min_epochs:
                 break
     return FitResult(tuple(history), best, state)
+
+
+def _is_better(epoch: Epoch, best: Epoch, config: TrainConfig) -> bool:
+    return epoch.score(config.select_by) > best.score(config.select_by)
+
+
+def _copied_state(model: MILModel) -> dict[str, Tensor]:
+    """The model's tensors, copied to the CPU."""
+    return copy.deepcopy({key: value.cpu() for key, value in model.state_dict().items()})
 
 
 def _optimisation(
