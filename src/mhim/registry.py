@@ -13,6 +13,7 @@ from mhim.config import ComponentConfig, fingerprint, validate
 from mhim.errors import ConfigError
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class Registry(Generic[T]):
@@ -26,18 +27,18 @@ class Registry(Generic[T]):
         self.kind = kind
         self._classes: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str) -> Callable[[type[C]], type[C]]:
         """Class decorator that adds a class under ``name``.
 
         Raises:
             ConfigError: the name is taken by another class.
         """
 
-        def add(cls: type[T]) -> type[T]:
+        def add(cls: type[C]) -> type[C]:
             known = self._classes.get(name)
             if known is not None and _place(known) != _place(cls):
                 raise ConfigError(f"{self.kind} '{name}' is registered twice: {_place(known)}, {_place(cls)}")
-            self._classes[name] = cls
+            self._classes[name] = cast("type[T]", cls)
             return cls
 
         return add

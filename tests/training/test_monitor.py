@@ -127,6 +127,18 @@ def test_a_shuffled_bag_is_compared_in_its_own_order() -> None:
     assert monitor.finish_epoch()["high_overlap"] == 1.0
 
 
+def test_a_part_of_a_bag_is_compared_where_both_epochs_saw_it() -> None:
+    """Instances 1, 2, 4, 5 are seen, then 0, 1, 4. Salient are 1 and 4, then 0 and 1; 1 and 4 were seen twice."""
+    monitor = MiningMonitor(lambda slide_id: torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 1.0]))
+    first = mining(selection(4, [0, 2]), [0.4, 0.3, 0.2, 0.1], [1.0, 2.0])
+    monitor.observe("a", LABEL, first, torch.tensor([1, 2, 4, 5]), 6)
+    assert monitor.finish_epoch()["high_recall"] == pytest.approx(2 / 3)
+    monitor.observe("a", LABEL, mining(selection(3, [0, 1]), [0.5, 0.3, 0.2], [1.0]), torch.tensor([0, 1, 4]), 6)
+    numbers = monitor.finish_epoch()
+    assert numbers["high_overlap"] == pytest.approx(1 / 2)
+    assert numbers["high_recall"] == pytest.approx(1 / 2)
+
+
 def test_a_bag_of_one_has_no_agreement_and_no_entropy() -> None:
     monitor = MiningMonitor()
     monitor.observe("a", LABEL, mining(selection(1, []), [1.0], [1.0]))

@@ -96,9 +96,7 @@ def make_step(
         if trained.model.shuffles_in_training:
             features = features.index_select(0, torch.randperm(len(features), generator=generator).to(place))
         now = Step(done % TOTAL_STEPS, TOTAL_STEPS, generator)
-        loss = stepping.loss(features, target, now).loss
-        stepping.update(loss, now)
         done += 1
-        return loss.detach()
+        return stepping.take([features], [target], now)[0].loss.detach()
 
     return step

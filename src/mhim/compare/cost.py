@@ -20,7 +20,8 @@ from mhim.pool import end_with_parent
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
 from mhim.training.crossval import RunPlan, build_model
 from mhim.training.data import BagStore
-from mhim.training.fit import choose_device, train_epoch
+from mhim.training.epoch import train_epoch
+from mhim.training.fit import choose_device
 from mhim.training.step import BagStep, adam
 
 EPOCHS = 3
@@ -97,7 +98,8 @@ def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     wall, processor = [], []
     for epoch in range(epochs + 1):
         began = time.perf_counter(), time.process_time()
-        train_epoch(stepping, train, epoch, max(config.train.epochs, epochs + 1), generator)
+        horizon = max(config.train.epochs, epochs + 1)
+        train_epoch(stepping, train, epoch, horizon, generator, portion=config.train.portion)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         wall.append(time.perf_counter() - began[0])

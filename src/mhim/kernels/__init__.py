@@ -8,20 +8,29 @@ from mhim.kernels.gemm import affine
 from mhim.kernels.heap import keep_heap
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
+from mhim.kernels.segments import Bags, Segments, branch_scores, exact_linear, segment_pool, segment_softmax
+from mhim.kernels.transfer import to_device
 
 __all__ = [
+    "Bags",
     "Branches",
     "Embedding",
     "Pooled",
     "Rows",
+    "Segments",
     "affine",
+    "branch_scores",
     "convolve",
     "draw_seed",
     "dropout",
     "embed",
+    "exact_linear",
     "keep_heap",
     "keep_mask",
     "linear",
     "pool",
+    "segment_pool",
+    "segment_softmax",
+    "to_device",
     "tokens_at",
 ]

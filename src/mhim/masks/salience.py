@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mhim.config import ComponentConfig
+from mhim.kernels import to_device
 from mhim.masks.contract import MaskSelection, MaskStrategy, masks
 
 
@@ -122,7 +123,7 @@ class SalienceMask(MaskStrategy):
         has_low, has_high = config.mask_ratio_low > 0, config.mask_ratio_high > 0
         if heads > 1 and has_low and has_high:
             high, low = self._high(salience, progress, generator), self._low(salience)
-            sets = keep_one(random.to(salience.device), low, high, salience)
+            sets = keep_one(to_device(random, salience.device), low, high, salience)
             return MaskSelection((~(sets[0] | sets[1] | sets[2])).nonzero()[:, 0], sets[2], sets[1], sets[0])
         lows = ceil_share(size, config.mask_ratio_low)
         if has_low and not has_high:
@@ -148,7 +149,7 @@ class SalienceMask(MaskStrategy):
         self, salience: Float[Tensor, "head instances"], progress: float, generator: torch.Generator
     ) -> Bool[Tensor, " instances"]:
         order, candidates = self._candidates(salience, progress)
-        ranks = self._drawn(candidates, generator).to(order.device)
+        ranks = to_device(self._drawn(candidates, generator), order.device)
         return _first(order[ranks], len(ranks), len(order))
 
     def _candidates(
@@ -196,9 +197,9 @@ def select_by_rank(
                 freed = pool.nonzero()[place, 0]
                 high[freed] = low[freed] = random[freed] = False
                 break
-    kept = (~(high | low | random)).nonzero()[:, 0].to(order.device, non_blocking=True)
+    kept = to_device((~(high | low | random)).nonzero()[:, 0], order.device)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
-    high, low, random = (part.to(order.device, non_blocking=True)[back] for part in (high, low, random))
+    high, low, random = (to_device(part, order.device)[back] for part in (high, low, random))
     return MaskSelection(order[kept].sort().values, high, low, random)
 
 

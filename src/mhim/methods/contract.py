@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
+from mhim.kernels import Bags
 from mhim.masks.contract import MaskSelection
 from mhim.methods.objectives import CLASSIFICATION, Classification
 from mhim.models.contract import MILModel, MILOutput
@@ -108,6 +109,12 @@ class Method(nn.Module):
         self.model = model
         self.objective: Classification = CLASSIFICATION
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass that writes its own step gives up its parent's form of it for several bags."""
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__ and "step_bags" not in cls.__dict__:
+            cls.step_bags = Method.step_bags
+
     @classmethod
     def needs_baseline(cls, config: ComponentConfig) -> bool:
         """Whether a plain baseline of the same fold must be trained first."""
@@ -118,6 +125,10 @@ class Method(nn.Module):
     ) -> StepResult:
         """Loss terms of one bag; ``label`` is a class index (), or the target of another task."""
         raise NotImplementedError
+
+    def step_bags(self, bags: Bags, labels: Sequence[Int[Tensor, "*target"]], step: Step) -> list[StepResult]:
+        """Loss terms of several bags, those of ``step`` for one after another; by default just that."""
+        return [self.step(features, label, step) for features, label in zip(bags, labels, strict=True)]
 
     def losses(self, output: MILOutput, label: Int[Tensor, "*target"]) -> dict[str, Tensor]:
         """The objective's named loss terms for what the deployed aggregator said."""

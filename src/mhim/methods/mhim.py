@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from mhim.config import ComponentConfig
 from mhim.errors import CheckpointError, ConfigError
+from mhim.kernels import Bags
 from mhim.masks import MaskStrategy, masks
 from mhim.masks.contract import MaskSelection
 from mhim.methods.contract import Method, Mining, Step, StepResult, methods
@@ -26,6 +29,7 @@ from mhim.models.contract import MILModel, MILOutput
 
 MaskConfig = Annotated[SerializeAsAny[ComponentConfig], BeforeValidator(masks.parse)]
 TeacherScore = Literal["model", "attention", "instance-scores", "class-probability"]
+Student = tuple[MaskSelection, MILOutput, Tensor]
 
 
 class MHIMConfig(ComponentConfig):
@@ -86,6 +90,12 @@ class MHIM(Method):
         self.strategy: MaskStrategy = masks.build(config.mask)
         self.train()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass with a student of its own shows it several bags one at a time."""
+        super().__init_subclass__(**kwargs)
+        if "student" in cls.__dict__ and "students" not in cls.__dict__:
+            cls.students = cls.students_in_turn
+
     @classmethod
     def needs_baseline(cls, config: ComponentConfig) -> bool:
         """Unless both teacher and student start by themselves."""
@@ -107,15 +117,44 @@ class MHIM(Method):
         self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
     ) -> StepResult:
         """Teacher on the whole bag, mask, student on the kept instances, both loss terms."""
-        device, is_low = features.device.type, self.config.teacher_precision == "bfloat16"
+        with self._teaching(features.device.type):
+            seen = self.teacher(features)
+        salience = teacher_salience(seen, self.config.teacher_score)
+        selection = self.strategy.select(salience, step.progress, step.generator)
+        return self._result(label, seen, salience, selection, *self.student(features, selection, step))
+
+    def step_bags(self, bags: Bags, labels: Sequence[Int[Tensor, "*target"]], step: Step) -> list[StepResult]:
+        """See :meth:`Method.step_bags`: the teacher once on all bags, a mask each, the student once on what is kept.
+
+        Masks are drawn bag after bag, as one bag at a time draws them.
+        """
+        with self._teaching(bags[0].device.type):
+            seen = self.teacher.forward_bags(bags)
+        saliences = [teacher_salience(each, self.config.teacher_score) for each in seen]
+        students = self.students(bags, saliences, step)
+        parts = zip(labels, seen, saliences, students, strict=True)
+        return [self._result(label, one, salience, *student) for label, one, salience, student in parts]
+
+    @contextmanager
+    def _teaching(self, device: str) -> Iterator[None]:
+        """The teacher's precision, without gradients."""
+        is_low = self.config.teacher_precision == "bfloat16"
         with (
             torch.no_grad(),
             torch.autocast(device, torch.bfloat16, enabled=is_low or torch.is_autocast_enabled(device)),
         ):
-            seen = self.teacher(features)
-        salience = teacher_salience(seen, self.config.teacher_score)
-        selection = self.strategy.select(salience, step.progress, step.generator)
-        output, shown = self.student(features, selection, step)
+            yield
+
+    def _result(
+        self,
+        label: Int[Tensor, "*target"],
+        seen: MILOutput,
+        salience: Float[Tensor, "head instances"],
+        selection: MaskSelection,
+        output: MILOutput,
+        shown: Int[Tensor, " shown"],
+    ) -> StepResult:
+        """Both loss terms of a bag, and what was mined."""
         terms = self.losses(output, label)
         if self.config.consistency_weight > 0:
             distance = consistency_loss(
@@ -134,6 +173,20 @@ class MHIM(Method):
     ) -> tuple[MILOutput, Int[Tensor, " shown"]]:
         """The student's result, and which instances of the bag stand first in what it saw."""
         return self.model(features, selection.keep_index), selection.keep_index
+
+    def students(self, bags: Bags, saliences: Sequence[Float[Tensor, "head _"]], step: Step) -> list[Student]:
+        """Selection of each bag, and what ``student`` says of it: one pass over what is kept of all bags."""
+        selections = [self.strategy.select(salience, step.progress, step.generator) for salience in saliences]
+        shown = [selection.keep_index for selection in selections]
+        return list(zip(selections, self.model.forward_bags(bags, shown), shown, strict=True))
+
+    def students_in_turn(self, bags: Bags, saliences: Sequence[Float[Tensor, "head _"]], step: Step) -> list[Student]:
+        """One bag at a time."""
+        found = list[Student]()
+        for features, salience in zip(bags, saliences, strict=True):
+            selection = self.strategy.select(salience, step.progress, step.generator)
+            found.append((selection, *self.student(features, selection, step)))
+        return found
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

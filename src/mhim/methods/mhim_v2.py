@@ -7,7 +7,7 @@ lost. The recycler serves training alone: what is deployed is the plain aggregat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from mhim.kernels import Bags, Segments, to_device
 from mhim.masks import MaskSelection, masks
 from mhim.methods.contract import Step, methods
-from mhim.methods.mhim import MHIM, MaskConfig, MHIMConfig, TeacherScore
+from mhim.methods.mhim import MHIM, MaskConfig, MHIMConfig, Student, TeacherScore
 from mhim.methods.recycle import KeptOrder, Recycler, split_kept, token_width
 from mhim.models.contract import MILModel, MILOutput
 
@@ -74,7 +75,7 @@ class MHIMv2(MHIM):
             config.recycle_head_dim,
             config.recycle_dropout,
         )
-        self._fresh: Float[Tensor, "tokens dim"] | None = None
+        self._fresh: list[Float[Tensor, "tokens dim"]] = []
 
     def trainable(self) -> Iterable[nn.Parameter]:
         """The student's parameters, and the recycler's without its query."""
@@ -87,20 +88,42 @@ class MHIMv2(MHIM):
         """Kept tokens, then k recycled ones, through the aggregator; a bag with nothing to recycle gets none."""
         index = selection.keep_index
         tokens = self.model.tokens(self.model.check(features), index)
-        kept, rest = split_kept(len(index), self.config.keep_ratio, self.config.kept_order, step.generator)
-        kept, rest = kept.to(index.device), rest.to(index.device)
-        self._fresh = None
-        sequence = tokens[kept]
-        if len(rest):
-            recycled = self.recycler(tokens[rest])
-            self._fresh = recycled.detach()
-            sequence = torch.cat([sequence, recycled])
-        return self.model.aggregate(sequence), index[kept]
+        kept, rest = self._split(index, step)
+        return self.model.aggregate(self._sequence(tokens, kept, rest)), index[kept]
+
+    def students(self, bags: Bags, saliences: Sequence[Float[Tensor, "head _"]], step: Step) -> list[Student]:
+        """See :meth:`MHIM.students`: tokens of all bags in one pass, recycled bag by bag, aggregated in one pass."""
+        if not self.model.packs:
+            return self.students_in_turn(bags, saliences, step)
+        selections, places = list[MaskSelection](), list[tuple[Tensor, Tensor]]()
+        for salience in saliences:
+            selections.append(self.strategy.select(salience, step.progress, step.generator))
+            places.append(self._split(selections[-1].keep_index, step))
+        index, segments = bags.chosen([selection.keep_index for selection in selections])
+        tokens = segments.split(self.model.tokens(bags.together, index))
+        sequences = [self._sequence(own, *place) for own, place in zip(tokens, places, strict=True)]
+        laid = Segments([len(sequence) for sequence in sequences], segments.device)
+        outputs = self.model.aggregate_bags(torch.cat(sequences), laid, instances=True)
+        shown = [selection.keep_index[kept] for selection, (kept, _) in zip(selections, places, strict=True)]
+        return list(zip(selections, outputs, shown, strict=True))
+
+    def _split(self, index: Int[Tensor, " kept"], step: Step) -> tuple[Int[Tensor, " stay"], Int[Tensor, " rest"]]:
+        """Places in what the mask kept: those that stay, and those that are recycled."""
+        places = split_kept(len(index), self.config.keep_ratio, self.config.kept_order, step.generator)
+        return to_device(places[0], index.device), to_device(places[1], index.device)
+
+    def _sequence(self, tokens: Float[Tensor, "kept dim"], kept: Tensor, rest: Tensor) -> Float[Tensor, "shown dim"]:
+        """The tokens that stay, then the recycled ones."""
+        if len(rest) == 0:
+            return tokens[kept]
+        recycled = self.recycler(tokens[rest])
+        self._fresh.append(recycled.detach())
+        return torch.cat([tokens[kept], recycled])
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """The teacher follows the student, and the recycler's query the tokens of this step."""
+        """The teacher follows the student, and the recycler's query the tokens of this step (their mean over bags)."""
         super().after_step(step)
-        if self._fresh is not None:
-            self.recycler.follow(self._fresh, self.config.recycle_momentum)
-            self._fresh = None
+        if self._fresh:
+            self.recycler.follow(torch.stack(self._fresh).mean(dim=0), self.config.recycle_momentum)
+            self._fresh = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mhim.config import ComponentConfig
+from mhim.kernels import Bags
 from mhim.methods.contract import Method, Step, StepResult, methods
 
 
@@ -21,3 +24,8 @@ class Supervised(Method):
     ) -> StepResult:
         """See :meth:`Method.step`."""
         return StepResult(self.losses(self.model(features, instances=False), label))
+
+    def step_bags(self, bags: Bags, labels: Sequence[Int[Tensor, "*target"]], step: Step) -> list[StepResult]:
+        """See :meth:`Method.step_bags`."""
+        outputs = self.model.forward_bags(bags, instances=False)
+        return [StepResult(self.losses(output, label)) for output, label in zip(outputs, labels, strict=True)]

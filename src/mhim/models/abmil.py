@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding, Rows, pool
+from mhim.kernels import Embedding, Rows, Segments, exact_linear, pool, segment_pool
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, AttentionScores, Projection
 
@@ -38,6 +38,7 @@ class ABMIL(MILModel):
     paper = "Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018"
     licence = "written from the paper; MHIM's own program carries no licence and no line of it is used"
     variants = MappingProxyType({"gated": {"gated": True}})
+    packs = True
 
     def __init__(self, config: Config, in_dim: int, n_classes: int) -> None:
         super().__init__(config, in_dim, n_classes)
@@ -68,6 +69,16 @@ class ABMIL(MILModel):
         if embedding is None or branches is None:
             return None
         return self._output(*pool(rows, embedding, branches, self.classifier.weight, instances))
+
+    def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:
+        """See :meth:`MILModel.aggregate_bags`: scores and sums of all bags in one pass."""
+        raw = self.attention.of_rows(tokens)
+        pooled = segment_pool(raw, tokens, segments)
+        if not instances:
+            return [self._output(None, embedding, None) for embedding in pooled]
+        evidence = exact_linear(tokens, self.classifier.weight)
+        parts = zip(segments.split(raw, 1), pooled, segments.split(evidence), strict=True)
+        return [self._output(*part) for part in parts]
 
     def _output(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding, Rows, draw_seed, pool, tokens_at
+from mhim.kernels import Embedding, Rows, Segments, draw_seed, exact_linear, pool, segment_pool, tokens_at
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, AttentionScores, Projection
 
@@ -48,6 +48,7 @@ class _CLAM(MILModel):
     config: CLAMConfig
     paper = "Lu et al., Data-efficient and weakly supervised computational pathology, Nature BME 2021"
     licence = "reference program: GPL-3.0; written from the paper, no line of it used"
+    packs = True
     is_single_branch: ClassVar[bool]
 
     def __init__(self, config: CLAMConfig, in_dim: int, n_classes: int) -> None:
@@ -89,6 +90,14 @@ class _CLAM(MILModel):
         seed = draw_seed() if self.training else 0
         pooled = pool(rows, embedding, branches, self.classifier.weight, instances or self.training, seed)
         return self._output(*pooled, tokens_at=lambda positions: tokens_at(rows, positions, embedding, seed))
+
+    def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:
+        """See :meth:`MILModel.aggregate_bags`: scores and sums of all bags in one pass."""
+        raw = self.attention.of_rows(tokens)
+        pooled = segment_pool(raw, tokens, segments)
+        evidence = exact_linear(tokens, self.classifier.weight)
+        parts = zip(segments.split(raw, 1), pooled, segments.split(evidence), segments.split(tokens), strict=True)
+        return [self._output(*part, tokens_at=own.__getitem__) for *part, own in parts]
 
     def _output(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError, FeatureError
-from mhim.kernels import Embedding, Rows, embed
+from mhim.kernels import Bags, Embedding, Rows, Segments, embed
 from mhim.registry import Registry
 
 
@@ -109,6 +109,8 @@ class MILModel(nn.Module):
             instances' values in that order.
         shuffles_in_training: the published training draws a random order of the instances for every step.
             Whoever trains permutes the features, with a generator of its own; ``aggregate`` never does.
+        packs: several bags are projected in one pass, and ``aggregate_bags`` takes their tokens laid one bag after
+            another; otherwise they go through ``forward`` one at a time.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -120,6 +122,7 @@ class MILModel(nn.Module):
     attention_is_normalised: ClassVar[bool] = True
     is_permutation_equivariant: ClassVar[bool] = True
     shuffles_in_training: bool = False
+    packs: ClassVar[bool] = False
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
         super().__init__()
@@ -145,6 +148,8 @@ class MILModel(nn.Module):
             cls.embedding = MILModel.embedding
         if cls.__dict__.keys() & {"project", "aggregate"} and "fused" not in cls.__dict__:
             cls.fused = MILModel.fused
+        if cls.__dict__.keys() & {"project", "aggregate", "forward"} and "packs" not in cls.__dict__:
+            cls.packs = False
 
     def project(self, features: Float[Tensor, "instances in_dim"]) -> Float[Tensor, "instances dim"]:
         """Instance tokens, one per feature row, each from its own row alone."""
@@ -186,6 +191,26 @@ class MILModel(nn.Module):
             raise FeatureError("the bag holds NaN or infinite features")
         result = None if features.requires_grad else self.fused(self._bag_rows(features, rows), instances)
         return self.aggregate(self.tokens(features, rows)) if result is None else result
+
+    def forward_bags(
+        self, bags: Bags, rows: Sequence[Int[Tensor, " _"]] | None = None, instances: bool = True
+    ) -> list[MILOutput]:
+        """The results of several bags, equal to those of ``forward`` for one at a time but for dropout's draws.
+
+        Args:
+            bags: features that ``check`` has passed.
+            rows: for each bag (K,) int64, as in ``forward``.
+            instances: as in ``forward``.
+        """
+        if not self.packs or len(bags) == 1:
+            chosen = [None] * len(bags) if rows is None else rows
+            return [self(features, index, instances) for features, index in zip(bags, chosen, strict=True)]
+        index, segments = (None, bags.segments) if rows is None else bags.chosen(rows)
+        return self.aggregate_bags(self.tokens(bags.together, index), segments, instances)
+
+    def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:
+        """``aggregate`` of each bag's tokens; a model that ``packs`` may do what is heavy for all rows at once."""
+        return [self.aggregate(part) for part in segments.split(tokens)]
 
     def tokens(
         self, features: Float[Tensor, "instances in_dim"], rows: Int[Tensor, " kept"] | None = None

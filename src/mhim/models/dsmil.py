@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
-from mhim.kernels import Embedding, Rows, embed, linear
+from mhim.kernels import Embedding, Rows, Segments, embed, linear
 from mhim.models.contract import MILModel, MILOutput, initialise, models
 from mhim.models.layers import Activation, Projection
 
@@ -56,6 +56,7 @@ class DSMIL(MILModel):
         predictor: bool = Field(True, description="keep the unused, frozen layer of MHIM v1's published files")
 
     config: Config
+    packs = True
     paper = "Li et al., Dual-stream Multiple Instance Learning Network, CVPR 2021"
     licence = "reference program: MIT; written from the paper"
     variants = MappingProxyType(
@@ -117,13 +118,25 @@ class DSMIL(MILModel):
         assert isinstance(layer, nn.Linear)
         return linear(drop(tokens), layer.weight, layer.bias, relu=True)
 
+    def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:
+        """See :meth:`MILModel.aggregate_bags`: instance scores, queries and values of all bags in one pass."""
+        layers = self.instance_classifier(tokens), self._queries(tokens), self._values(tokens)
+        parts = zip(*(segments.split(layer) for layer in layers), strict=True)
+        return [self._joined(logits, queries, values, instances) for logits, queries, values in parts]
+
     def _aggregate(self, tokens: Float[Tensor, "instances dim"], instances: bool) -> MILOutput:
-        instance_logits = self.instance_classifier(tokens)
+        return self._joined(self.instance_classifier(tokens), self._queries(tokens), self._values(tokens), instances)
+
+    def _joined(
+        self,
+        instance_logits: Float[Tensor, "instances classes"],
+        queries: Float[Tensor, "instances query_dim"],
+        values: Float[Tensor, "instances dim"],
+        instances: bool,
+    ) -> MILOutput:
         max_logits, critical = instance_logits.max(dim=0)
-        queries = self._queries(tokens)
         similarity = queries[critical] @ queries.T / math.sqrt(self.config.query_dim)
         attention = similarity.softmax(dim=-1)
-        values = self._values(tokens)
         embedding = attention @ values
         logits = self.fusion(embedding[None])[0, :, 0]
         probabilities = self._probabilities(logits, max_logits)

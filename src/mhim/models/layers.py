@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mhim.kernels import Branches, Embedding
+from mhim.kernels import Branches, Embedding, branch_scores
 from mhim.kernels.activations import FUSED
 
 Activation = Literal["relu", "gelu", "tanh"]
@@ -70,6 +70,11 @@ class AttentionScores(nn.Module):
         if self.gate is not None:
             hidden = hidden * self.dropout(torch.sigmoid(self.gate(tokens)))
         return self.score(hidden).T
+
+    def of_rows(self, tokens: Float[Tensor, "rows dim"]) -> Float[Tensor, "branch rows"]:
+        """The same scores by the fast layers where they know the activation."""
+        branches = self.branches()
+        return self(tokens) if branches is None else branch_scores(tokens, branches)
 
     def branches(self) -> Branches | None:
         """The same scores for the fast paths; None for an activation that they do not know."""

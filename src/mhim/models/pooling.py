@@ -80,6 +80,7 @@ class MeanPooling(_Pooling):
     MHIM ranks instances by their largest score.
     """
 
+    packs = True
     paper = "average of instance logits or embeddings (baseline of MHIM-MIL, ICCV 2023, table 1)"
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
@@ -103,6 +104,7 @@ class MaxPooling(_Pooling):
     that those dimensions carry.
     """
 
+    packs = True
     paper = "maximum of instance logits or embeddings (baseline of MHIM-MIL, ICCV 2023, table 1)"
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:

@@ -71,7 +71,10 @@ class PositionEncoding(nn.Module):
         """The three convolutions as one."""
         kernel = self.conv7.weight + F.pad(self.conv5.weight, [1] * 4) + F.pad(self.conv3.weight, [2] * 4)
         biases = [convolution.bias for convolution in (self.conv7, self.conv5, self.conv3)]
-        return kernel, torch.stack([bias for bias in biases if bias is not None]).sum(dim=0)
+        assert biases[0] is not None
+        assert biases[1] is not None
+        assert biases[2] is not None
+        return kernel, biases[0] + biases[1] + biases[2]  # a stack's gradients would share memory and not add up
 
 
 def wrap_to_square(tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "cells dim"]:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from mhim.config import Settings
 from mhim.errors import FeatureError
-from mhim.methods import Method, Step
+from mhim.methods import Method
 from mhim.models import MILModel
 from mhim.training.data import BagSet
+from mhim.training.epoch import train_epoch
 from mhim.training.monitor import MiningMonitor
+from mhim.training.portion import Portion
 from mhim.training.snapshots import TeacherKeeper
 from mhim.training.step import BagStep, Precision, adam
 from mhim.training.tasks import CLASSIFY, Task
@@ -48,6 +50,15 @@ class TrainConfig(Settings):
     precision: Precision = Field(
         "float32", description="of the matrix products in training: float32, or bfloat16 (faster, rounded to 3 digits)"
     )
+    bags_per_step: int = Field(
+        1, ge=1, description="bags of one step, which takes the mean of their losses; published: 1"
+    )
+    instances_max: int | None = Field(
+        None, ge=1, description="of a larger bag each step sees so many instances, drawn anew; evaluation sees all"
+    )
+    instance_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of a bag's instances that each step leaves out, drawn anew"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
 
@@ -56,6 +67,11 @@ class TrainConfig(Settings):
         if self.choose_from >= self.epochs:
             raise ValueError(f"choose_from {self.choose_from} leaves none of {self.epochs} epochs to choose")
         return self
+
+    @property
+    def portion(self) -> Portion:
+        """What one step sees."""
+        return Portion(self.bags_per_step, self.instances_max, self.instance_dropout)
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ def fit(
     task: Task = CLASSIFY,
     keeper: TeacherKeeper | None = None,
 ) -> FitResult:
-    """Train a method, one bag a step, and keep the weights of the best validation epoch.
+    """Train a method and keep the weights of the best validation epoch.
 
     Args:
         method: holds the aggregator; moved to the device.
@@ -135,13 +151,13 @@ def fit(
     optimiser, schedule = _optimisation(method, config)
     stepping = BagStep(method, optimiser, config.precision)
     keeper = keeper or TeacherKeeper(config.epochs, is_active=False)
-    history, best, state = list[Epoch](), 0, {}
+    history, best, state, portion = list[Epoch](), 0, {}, config.portion
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         for index in range(config.epochs):
             lr = optimiser.param_groups[0]["lr"]
             keeper.before_epoch(index, method)
-            terms, watched = train_epoch(stepping, train, index, config.epochs, generator, monitor, task)
+            terms, watched = train_epoch(stepping, train, index, config.epochs, generator, monitor, task, portion)
             schedule.step()
             predictions, loss = predict(method.model, val, task)
             history.append(Epoch(index, lr, terms, watched, loss, task.score(predictions), task.metric))
@@ -172,52 +188,6 @@ def _optimisation(
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
 
 
-def train_epoch(
-    stepping: BagStep,
-    train: BagSet,
-    epoch: int,
-    epochs: int,
-    generator: torch.Generator,
-    monitor: MiningMonitor | None = None,
-    task: Task = CLASSIFY,
-) -> tuple[dict[str, float], dict[str, float | None]]:
-    """One pass over the bags in random order; mean loss terms and mean watched values.
-
-    Raises:
-        FeatureError: a loss that is not finite; names the first slide that gave one.
-    """
-    method = stepping.method.train()
-    device = next(method.model.parameters()).device
-    terms: dict[str, Tensor] = {}
-    watched: dict[str, float] = {}
-    losses: list[Tensor] = []
-    order = torch.randperm(len(train), generator=generator).tolist()
-    for position, index in enumerate(order):
-        bag = train[index]
-        step = Step(epoch * len(train) + position, epochs * len(train), generator)
-        features, label, shuffle = method.model.check(bag.features), bag.label.to(device), None
-        if method.model.shuffles_in_training:
-            shuffle = torch.randperm(len(features), generator=generator).to(device)
-            features = features.index_select(0, shuffle)
-        result = stepping.loss(features, label, step)
-        if monitor is not None and result.mining is not None:
-            monitor.observe(bag.slide_id, task.watched_label(label), result.mining, shuffle)
-        loss = result.loss
-        losses.append(loss.detach())
-        stepping.update(loss, step)
-        for name, value in result.terms.items():
-            terms[name] = terms.get(name, torch.zeros((), device=device)) + value.detach()
-        for name, value in result.watched.items():
-            watched[name] = watched.get(name, 0.0) + value
-    finite = torch.isfinite(torch.stack(losses)).tolist()
-    if not all(finite):
-        name = train.names[order[finite.index(False)]]
-        raise FeatureError(f"{task.unit} {name}: the training loss is not finite in epoch {epoch}; lower train.lr")
-    means = {name: float(value) / len(train) for name, value in terms.items()}
-    seen = {} if monitor is None else monitor.finish_epoch()
-    return means, {name: value / len(train) for name, value in watched.items()} | seen
-
-
 @torch.inference_mode()
 def predict(model: MILModel, bags: BagSet, task: Task = CLASSIFY) -> tuple[Any, float]:
     """Predictions of the deployed aggregator in evaluation mode, and its mean loss.
@@ -233,7 +203,7 @@ def predict(model: MILModel, bags: BagSet, task: Task = CLASSIFY) -> tuple[Any, 
     losses: list[float] = []
     for bag in bags:
         output = model(bag.features)
-        scores.append(task.objective.prediction(model, output).double().cpu().numpy())
+        scores.append(task.objective.prediction(model, output).cpu().double().numpy())
         losses.append(float(sum(task.objective.losses(model, output, bag.label.to(device)).values())))
         if not (np.isfinite(scores[-1]).all() and np.isfinite(losses[-1])):
             raise FeatureError(f"{task.unit} {bag.slide_id}: the prediction is not finite; lower train.lr")

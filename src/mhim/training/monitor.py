@@ -44,22 +44,31 @@ class MiningMonitor:
 
     truth: Truth = lambda slide_id: None
     _tumour: dict[str, Tensor | None] = field(default_factory=dict)
-    _before: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _before: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     _values: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def observe(self, slide_id: str, label: Tensor | None, mining: Mining, order: Tensor | None = None) -> None:
+    def observe(
+        self,
+        slide_id: str,
+        label: Tensor | None,
+        mining: Mining,
+        order: Tensor | None = None,
+        size: int | None = None,
+    ) -> None:
         """Take the numbers of one step.
 
         Args:
             slide_id: the slide.
             label: () int64, its class index; None for a task without classes, which leaves out the losses.
             mining: what the method masked.
-            order: (N,) the permutation in which the method saw the slide's instances, if any.
+            order: (K,) the slide's instances in the order in which the method saw them; by default all as they are.
+            size: the slide's instances N where the method saw fewer.
         """
         masks = mining.selection
         masked = masks.high | masks.low | masks.random
-        self._overlaps(slide_id, _unshuffled(masked, order), _unshuffled(masks.high, order))
+        seen = torch.ones_like(masked)
+        self._overlaps(slide_id, *(_in_place(chosen, order, size) for chosen in (masked, masks.high, seen)))
         values = {
             "teacher_agreement": _agreement(mining),
             "attention_entropy": _entropy(mining.teacher.attention),
@@ -88,17 +97,14 @@ class MiningMonitor:
         self._values = {}
         return {name: None if math.isnan(value) else value for name, value in means.items()}
 
-    def _overlaps(self, slide_id: str, masked: Tensor, high: Tensor) -> None:
+    def _overlaps(self, slide_id: str, masked: Tensor, high: Tensor, seen: Tensor) -> None:
+        """Sets over the slide's instances; those that one of the two epochs did not see count for neither."""
         before = self._before.get(slide_id)
-        self._before[slide_id] = (masked, high)
-        for name, now, then in zip(
-            ("mask_overlap", "high_overlap"), (masked, high), before or (None, None), strict=True
-        ):
-            value = (
-                torch.full((), torch.nan, device=now.device)
-                if then is None
-                else _mean((now & then).float(), now | then)
-            )
+        self._before[slide_id] = (masked, high, seen)
+        for at, (name, now) in enumerate((("mask_overlap", masked), ("high_overlap", high))):
+            value = torch.full((), torch.nan, device=now.device)
+            if before is not None:
+                value = _mean((now & before[at]).float(), (now | before[at]) & seen & before[2])
             self._values.setdefault(name, []).append(value)
 
     def _truth(self, slide_id: str, device: torch.device) -> Tensor | None:
@@ -111,9 +117,9 @@ class MiningMonitor:
         return None if tumour is None else tumour.to(device)
 
 
-def _unshuffled(chosen: Tensor, order: Tensor | None) -> Tensor:
-    """A set over shuffled instances as a set over the bag's own order."""
-    return chosen if order is None else torch.empty_like(chosen).scatter_(0, order, chosen)
+def _in_place(chosen: Tensor, order: Tensor | None, size: int | None) -> Tensor:
+    """A set over the instances that were seen, in their order, as a set over all of the slide's."""
+    return chosen if order is None else chosen.new_zeros(size or len(chosen)).scatter_(0, order, chosen)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -1,17 +1,23 @@
-"""One optimisation step on one bag: the loop of training, the cost of ``compare`` and ``bench`` all take this one."""
+"""One optimisation step, on one bag or several; the loop of training, the cost of ``compare`` and ``bench`` take it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mhim.kernels import Bags
 from mhim.methods import Method, Step
 from mhim.methods.contract import StepResult
 
 Precision = Literal["float32", "bfloat16"]
+
+PACKED_ROWS = {"cpu": 16384}
+PACKED_ROWS_ACCELERATOR = 262144
+"""Most rows of several bags that are computed together."""
 
 
 def adam(method: Method, lr: float, weight_decay: float) -> torch.optim.Adam:
@@ -36,17 +42,50 @@ class BagStep:
         self.optimiser = optimiser
         self.precision = precision
 
-    def loss(
-        self, features: Float[Tensor, "instances in_dim"], label: Int[Tensor, "*target"], step: Step
-    ) -> StepResult:
-        """Loss terms of one bag on the device; nothing moves."""
-        device = features.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.method.step(features, label, step)
+    def take(
+        self, bags: Sequence[Float[Tensor, "_ in_dim"]], labels: Sequence[Int[Tensor, "*target"]], step: Step
+    ) -> list[StepResult]:
+        """Move the parameters down the mean loss of some bags, then what follows them (an EMA teacher).
 
-    def update(self, loss: Float[Tensor, ""], step: Step) -> None:
-        """Move the parameters down the loss, then what follows them (an EMA teacher)."""
+        Bags go through in runs (see :func:`runs`), whose gradients add up: it comes to the same, and memory is
+        that of the largest run.
+
+        Args:
+            bags: (N, D) features on the device.
+            labels: a class index () each, or the target of another task, on the device.
+            step: where training stands.
+
+        Returns:
+            Loss terms of each bag before the update.
+        """
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        results = list[StepResult]()
+        kind = bags[0].device.type
+        for run in runs([len(bag) for bag in bags], PACKED_ROWS.get(kind, PACKED_ROWS_ACCELERATOR)):
+            with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                results += (part := self._losses(bags[run], labels[run], step))
+            (torch.stack([result.loss for result in part]).sum() / len(bags)).backward()
         self.optimiser.step()
         self.method.after_step(step)
+        return results
+
+    def _losses(self, bags: Sequence[Tensor], labels: Sequence[Tensor], step: Step) -> list[StepResult]:
+        if len(bags) == 1:
+            return [self.method.step(bags[0], labels[0], step)]
+        return self.method.step_bags(Bags(bags), labels, step)
+
+
+def runs(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Bags in a row that are computed together: as many as have ``limit`` rows; a larger bag is alone.
+
+    Args:
+        sizes: rows of each bag.
+        limit: most rows of several bags.
+    """
+    found, start, rows = list[slice](), 0, 0
+    for at, size in enumerate(sizes):
+        if at > start and rows + size > limit:
+            found.append(slice(start, at))
+            start, rows = at, 0
+        rows += size
+    return [*found, slice(start, len(sizes))]
