@@ -38,7 +38,7 @@ def test_failures_end_with_exit_code_1(study_run: Path, tmp_path: Path):
 def test_unknown_map_and_missing_baseline_are_one_line(study_run: Path, tmp_path: Path):
     result = CliRunner().invoke(app, ["heatmap", str(study_run), "-o", str(tmp_path), "--map", "saliency"])
     assert isinstance(result.exception, ConfigError)
-    assert "'attention', 'probability' or 'contribution'" in str(result.exception)
+    assert "'attention', 'attention-score', 'probability' or 'contribution'" in str(result.exception)
     with pytest.raises(ArtefactError, match="no baseline in it"):
         open_runs([study_run / "baseline"], with_baseline=True)
 

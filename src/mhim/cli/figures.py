@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mhim.batch import console
-from mhim.cli.results import RunPaths, Smooth, WithBaseline, open_runs
+from mhim.cli.results import MapNames, RunPaths, Smooth, WithBaseline, open_runs
 from mhim.cli.shared import DryRun, OutputDir, Overwrite, Plugin, examples, finish, load_plugins, names_in
 
 Cohort = Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")]
@@ -20,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "mhim figure runs/mhim --with-baseline --slide slide-1 -o figure.pdf",
+            "mhim figure --slide slide-1 --runs runs/abmil,runs/mhim",
             "mhim figure runs/abmil runs/mhim --slide slide-1 -o figure.png --dpi 200 --map attention",
         )
     )(figure)
@@ -38,13 +39,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def figure(
-    runs: RunPaths,
     slide: Annotated[str, typer.Option(help="Slide to draw.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png, .pdf or .svg.")],
-    maps: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="attention, probability or contribution. Repeatable. Default: all."),
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, one row each.")] = None,
+    named: Annotated[
+        str | None,
+        typer.Option(
+            "--runs", help="Run folders separated by commas, instead of the arguments; NAME may be runs/NAME."
+        ),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write: .png, .pdf or .svg. Default: figure_<slide>.png.")
+    ] = None,
+    maps: MapNames = None,
     dpi: Annotated[int, typer.Option(min=50, max=1200, help="Resolution of the pictures on paper.")] = 300,
     side_px: Annotated[int, typer.Option(min=128, max=8192, help="Longer side of the slide, pixels.")] = 1024,
     smooth: Smooth = False,
@@ -55,17 +61,28 @@ def figure(
 ) -> None:
     """Draw one slide for print: attention, tile probability and contribution, one row a run, raw colour bars."""
     from mhim.config import validate
+    from mhim.errors import ConfigError
     from mhim.maps import MapConfig, Study
     from mhim.maps.figure import write_figure
 
     load_plugins(plugin)
     values = {"cohort": cohort, "features": features, "maps": maps or None, "max_side_px": side_px, "smooth": smooth}
     config = validate(MapConfig, {key: value for key, value in values.items() if value is not None}, "figure")
-    study = Study.of(open_runs(runs, with_baseline), config)
+    folders = [*(runs or []), *map(_run_folder, names_in(named) or [])]
+    if not folders:
+        raise ConfigError("name run folders: mhim figure runs/mhim --slide S, or --runs runs/abmil,runs/mhim")
+    study = Study.of(open_runs(folders, with_baseline), config)
+    out = out or Path(f"figure_{slide}.png")
     drawn = write_figure(out, study, study.chosen(config, [slide])[0], config, dpi)
     for notice in drawn.notices:
         console.print(f"note: {notice}", highlight=False, markup=False)
     console.print(f"wrote {out}", highlight=False)
+
+
+def _run_folder(name: str) -> Path:
+    """The folder of a run by its path, or by its name in ``runs``."""
+    inside = Path("runs") / name
+    return inside if not Path(name).is_dir() and inside.is_dir() else Path(name)
 
 
 def sheet(

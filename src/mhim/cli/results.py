@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 RunPaths = Annotated[list[Path], typer.Argument(help="Run folders; the first is what others are compared with.")]
 WithBaseline = Annotated[bool, typer.Option("--with-baseline", help="Put RUN/baseline of a two-stage run before it.")]
 
+MapNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="attention, attention-score (before the softmax), probability or contribution. Repeatable. Default: all "
+        "but attention-score.",
+    ),
+]
+
 Smooth = Annotated[bool, typer.Option("--smooth", help="Interpolate colours between tile centres; tables stay raw.")]
 
 
@@ -25,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "mhim heatmap runs/mhim -o maps",
             "mhim heatmap runs/mhim --with-baseline -o maps --all-slides",
-            "mhim heatmap runs/mhim -o maps --slides slide-1,slide-2 --map attention --map probability",
+            "mhim heatmap runs/mhim -o maps --slides slide-1,slide-2 --map attention --side-px 3000 --smooth",
             "mhim heatmap runs/mhim -o maps --features new/features --fold 0",
         )
     )(heatmap)
@@ -43,16 +52,17 @@ def heatmap(
     cohort: Annotated[Path | None, typer.Option(help="Cohort table with slides. Default: the run's.")] = None,
     features: Annotated[Path | None, typer.Option(help="Folder of bag files. Default: the run's.")] = None,
     slides: Annotated[str | None, typer.Option(help="Slides to draw, separated by commas.")] = None,
-    maps: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="attention, probability or contribution. Repeatable. Default: all."),
-    ] = None,
+    maps: MapNames = None,
     max_slides: Annotated[int, typer.Option(min=1, help="How many telling slides to draw when none are named.")] = 24,
     all_slides: Annotated[bool, typer.Option("--all-slides", help="Draw every tested slide.")] = False,
     fold: Annotated[
         int | None, typer.Option(min=0, help="Draw the slides of --features that the run does not know, by this fold.")
     ] = None,
     smooth: Smooth = False,
+    side_px: Annotated[
+        int, typer.Option(min=128, max=16384, help="Longer side of the slide in a picture, pixels.")
+    ] = 768,
+    opacity: Annotated[float, typer.Option(min=0.01, max=1, help="Opacity of the highest value.")] = 0.85,
     with_baseline: WithBaseline = False,
     plugin: Plugin = None,
     dry_run: DryRun = False,
@@ -69,6 +79,7 @@ def heatmap(
 
     load_plugins(plugin)
     values = {"cohort": cohort, "features": features, "maps": maps or None, "fold": fold, "smooth": smooth}
+    values |= {"max_side_px": side_px, "opacity": opacity}
     given = {key: value for key, value in values.items() if value is not None}
     config = validate(MapConfig, given | {"max_slides": None if all_slides else max_slides}, "heatmap")
     opened = open_runs(runs, with_baseline)

@@ -132,7 +132,7 @@ def _regions(layers: SlideLayers, config: ExportConfig) -> list[dict[str, Any]]:
 
 def _floor(layers: SlideLayers, config: ExportConfig) -> float:
     """What a tile that says nothing has; a share of the tiles never takes such ones. A given threshold is obeyed."""
-    if config.region_threshold is not None:
+    if config.region_threshold is not None or config.region_map == "attention-score":
         return -np.inf
     return 1 / len(layers.classes) if config.region_map == "probability" else 0.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mhim.bag import Bag
 from mhim.errors import FeatureError, SlideError
 from mhim.exports.config import Origin
-from mhim.maps.config import KINDS, MapKind
+from mhim.maps.config import ALL_KINDS, MapKind
 from mhim.maps.lattice import Lattice, tile_size_or_step
 from mhim.maps.study import RunMaps
 from mhim.maps.underlay import slide_path
@@ -66,7 +66,7 @@ class SlideLayers:
     def maps(self) -> dict[MapKind, Values]:
         """(N,) values of every map that the model has."""
         maps: dict[MapKind, Values] = {}
-        for kind in KINDS:
+        for kind in ALL_KINDS:
             values = self.values.of(kind)
             if values is not None:
                 maps[kind] = values

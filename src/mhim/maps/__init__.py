@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mhim.maps.config import KINDS, MapConfig, MapKind
+from mhim.maps.config import ALL_KINDS, KINDS, MapConfig, MapKind
 from mhim.maps.draw import SlideMaps, draw_maps, slide_maps
 from mhim.maps.lattice import Lattice
 from mhim.maps.localise import localisation_table, summarise_localisation
@@ -10,6 +10,7 @@ from mhim.maps.scale import Scale
 from mhim.maps.study import Study, telling
 
 __all__ = [
+    "ALL_KINDS",
     "KINDS",
     "Lattice",
     "MapConfig",

@@ -9,8 +9,11 @@ from pydantic import Field, field_validator
 
 from mhim.config import Settings, fingerprint
 
-MapKind = Literal["attention", "probability", "contribution"]
+MapKind = Literal["attention", "attention-score", "probability", "contribution"]
 KINDS: tuple[MapKind, ...] = ("attention", "probability", "contribution")
+"""The three maps that are drawn and scored where nothing else is asked for."""
+
+ALL_KINDS: tuple[MapKind, ...] = ("attention", "attention-score", "probability", "contribution")
 PLACES = {"cohort", "features", "max_slides", "fold"}
 
 
@@ -33,8 +36,8 @@ class MapConfig(Settings):
     @classmethod
     def _some(cls, maps: tuple[MapKind, ...]) -> tuple[MapKind, ...]:
         if not maps:
-            raise ValueError(f"name at least one of {', '.join(KINDS)}")
-        return tuple(kind for kind in KINDS if kind in maps)
+            raise ValueError(f"name at least one of {', '.join(ALL_KINDS)}")
+        return tuple(kind for kind in ALL_KINDS if kind in maps)
 
     @property
     def look(self) -> str:

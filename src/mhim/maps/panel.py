@@ -20,6 +20,7 @@ LEAST_WIDTH_PX = 420
 SHEET_COLUMNS, SHEET_CELL_PX, SHEET_LINE_PX = 6, 150, 15
 NAMES: dict[MapKind, str] = {
     "attention": "Attention",
+    "attention-score": "Attention score",
     "probability": "Tile probability",
     "contribution": "Contribution",
 }
@@ -37,6 +38,8 @@ def describe_scale(scale: Scale, class_name: str, two_classes: bool) -> str:
     """What the numbers on a colour bar are."""
     if scale.kind == "attention":
         return "attention weight (raw); mark = uniform" if scale.mark else "attention score (raw)"
+    if scale.kind == "attention-score":
+        return "attention before the softmax (raw; only differences mean something)"
     if scale.kind == "probability":
         return f"tile probability of {class_name} (raw); palest = at or below chance"
     of = "log-odds" if two_classes else "logit"

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from mhim.maps.config import MapKind
 
-COLOUR_MAPS: dict[MapKind, str] = {"attention": "viridis", "probability": "plasma", "contribution": "coolwarm"}
+COLOUR_MAPS: dict[MapKind, str] = {
+    "attention": "viridis",
+    "attention-score": "viridis",
+    "probability": "plasma",
+    "contribution": "coolwarm",
+}
 PROBABILITY_SPAN = 0.1
 
 
@@ -21,7 +26,8 @@ class Scale:
     Attention runs from 0 to the highest weight, and at least to twice the uniform weight, so that even
     attention does not look like a peak. Probability runs from chance (1/C, the value of a tile that says
     nothing) to the highest value, and at least 0.1 further, so that noise does not look like tumour; what
-    lies below chance is as good as invisible. Contribution runs symmetrically around 0.
+    lies below chance is as good as invisible. Contribution runs symmetrically around 0. The score before the softmax
+    runs from the lowest to the highest: it has no zero of its own.
 
     Attributes:
         kind: which map.
@@ -57,6 +63,8 @@ class Scale:
         if kind == "attention":
             mark = 1 / min(len(part) for part in values) if lowest >= 0 else None
             low, high = min(lowest, 0.0), max(highest, 2 * (mark or 0.0))
+        elif kind == "attention-score":
+            low, high = lowest, highest
         elif kind == "probability":
             low = 1 / n_classes
             high = min(1.0, max(highest, low + PROBABILITY_SPAN))

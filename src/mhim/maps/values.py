@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WHY_MISSING: dict[MapKind, str] = {
     "attention": "this aggregator gives no attention",
+    "attention-score": "this aggregator's attention is no softmax of one score a tile",
     "probability": "this aggregator scores no single instance",
     "contribution": "this aggregator's logits are no sum over instances",
 }
@@ -39,6 +40,8 @@ class TileValues:
         bias: the part of ``score`` that no instance brings.
         score: ``contribution.sum() + bias``: the log-odds of the positive class (logit 1 - logit 0) for two
             classes, whose softmax depends on nothing else; the logit of ``class_index`` for more.
+        attention_score: (N,) what the softmax of the attention is taken of, of the same branch; None where the
+            model has no such score.
     """
 
     class_index: int
@@ -48,6 +51,7 @@ class TileValues:
     contribution: Values | None
     bias: float | None
     score: float
+    attention_score: Values | None = None
 
     @property
     def n_tiles(self) -> int:
@@ -58,6 +62,8 @@ class TileValues:
         """(N,) values of a map, None when the model has none."""
         if kind == "probability":
             return None if self.probabilities is None else self.probabilities[:, self.class_index]
+        if kind == "attention-score":
+            return self.attention_score
         return self.attention if kind == "attention" else self.contribution
 
 
@@ -82,7 +88,7 @@ def read_values(output: MILOutput) -> TileValues:
 
     parts = None if output.contributions is None else towards(_array(output.contributions))
     bias = None if output.bias is None else float(towards(_array(output.bias)))
-    instance = output.instance_probabilities
+    instance, raw = output.instance_probabilities, output.extras.get("attention_logits")
     return TileValues(
         class_index=index,
         slide_probabilities=probabilities,
@@ -91,13 +97,15 @@ def read_values(output: MILOutput) -> TileValues:
         contribution=parts,
         bias=bias,
         score=float(towards(logits)),
+        attention_score=None if raw is None else _of_branch(_array(raw), index, len(logits)),
     )
 
 
 def tile_table(bag: Bag, tile_px0: float, values: TileValues, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Raw values of every tile: x_px0, y_px0, width_px0, height_px0, attention, prob_<class>..., contribution.
+    """Raw values of every tile, one row each.
 
-    Maps that the model does not have are left out; the tile's annotated share is added where it is known.
+    Columns: x_px0, y_px0, width_px0, height_px0, attention, attention_score, prob_<class>..., contribution. Maps
+    that the model does not have are left out; the tile's annotated share is added where it is known.
 
     Args:
         bag: the tiles, with coordinates.
@@ -114,6 +122,8 @@ def tile_table(bag: Bag, tile_px0: float, values: TileValues, classes: tuple[str
     }
     if values.attention is not None:
         columns["attention"] = values.attention
+    if values.attention_score is not None:
+        columns["attention_score"] = values.attention_score
     if values.probabilities is not None:
         columns |= {f"prob_{name}": values.probabilities[:, index] for index, name in enumerate(classes)}
     if values.contribution is not None:

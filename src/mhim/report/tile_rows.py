@@ -25,6 +25,7 @@ TITLES: dict[MapKind, str] = {
     "probability": "Highest tile probability of {}",
     "contribution": "Highest contribution to {}",
     "attention": "Highest attention",
+    "attention-score": "Highest attention score",
 }
 
 
