@@ -18,6 +18,7 @@ from mhim.artefacts import read_json
 from mhim.bag import Bag, load_bag, save_bag
 from mhim.errors import CohortError, FeatureError
 from mhim.maps import MapConfig, Scale, Study, draw_maps, slide_maps, summarise_localisation, telling
+from mhim.maps.draw import target_in_words
 from mhim.maps.localise import localisation_table, tile_scores
 from mhim.maps.render import draw_map
 from mhim.maps.study import Prediction, unique_slugs
@@ -228,6 +229,36 @@ def test_every_aggregator_has_readable_maps(name: str):
         assert of_tiles is None or (of_tiles.shape == (20,) and np.isfinite(of_tiles).all())
     if values.contribution is not None and values.bias is not None:
         assert values.contribution.sum() + values.bias == pytest.approx(values.score, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "n_classes"), [("abmil", 2), ("clam-sb", 2), ("clam-mb", 3)])
+def test_attention_is_the_softmax_of_its_score(name: str, n_classes: int):
+    """Of the same branch; pooling has no such score and says so."""
+    torch.manual_seed(0)
+    bag = Bag("s", np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
+    values = tile_values(models.build(models.parse(name), 12, n_classes), bag)
+    assert values.attention_score is not None
+    assert values.attention is not None
+    raised = np.exp(values.attention_score - values.attention_score.max())
+    np.testing.assert_allclose(raised / raised.sum(), values.attention, rtol=1e-5)
+    assert tile_values(models.build(models.parse("mean"), 12, n_classes), bag).of("attention-score") is None
+
+
+def test_the_score_before_the_softmax_is_drawn_when_asked_for(runs: list[Run]):
+    config = MapConfig.model_validate({"maps": ["attention-score"]})
+    maps = slide_maps(Study.of(runs, config), "s03", config)
+    assert list(maps.scales) == ["attention-score"]
+    said = [each.attention_score for each in maps.values.values()]
+    assert maps.scales["attention-score"].low == min(float(each.min()) for each in said if each is not None)
+
+
+def test_one_bar_of_two_classes_says_so(runs: list[Run]):
+    """Models that predict different classes of many draw maps of different classes."""
+    values = next(iter(slide_maps(Study.of(runs, ALL), "s03", ALL).values.values()))
+    classes = ("a", "b", "c")
+    assert target_in_words([values, values], classes) == ("b", False)
+    said, _ = target_in_words([values, replace(values, class_index=2)], classes)
+    assert said == "the class that each model predicts"
 
 
 def test_scale_ends_and_opacity():

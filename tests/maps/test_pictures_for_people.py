@@ -106,3 +106,20 @@ def test_figure_verb(study_run: Path, tmp_path: Path):
     assert CliRunner().invoke(app, [*words, "--dpi", "50"]).exit_code == 0
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.width > picture.height
+
+
+def test_figure_verb_takes_runs_by_name_and_names_its_file(
+    study_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "abmil").symlink_to(study_run / "baseline")
+    (tmp_path / "runs" / "mhim-abmil").symlink_to(study_run)
+    monkeypatch.chdir(tmp_path)
+    words = ["figure", "--slide", "s01", "--dpi", "50"]
+    assert CliRunner().invoke(app, [*words, "--runs", "abmil,mhim-abmil"]).exit_code == 0
+    given = CliRunner().invoke(app, [*words, "runs/abmil", "runs/mhim-abmil", "-o", "given.png"])
+    assert given.exit_code == 0
+    assert Path("figure_s01.png").read_bytes() == Path("given.png").read_bytes()
+    none = CliRunner().invoke(app, words)
+    assert isinstance(none.exception, ConfigError)
+    assert "name run folders" in str(none.exception)

@@ -122,7 +122,7 @@ def test_numbers_are_those_of_metrics_json(runs: list[Run], page: Page):
 def test_every_slide_is_in_the_searchable_table(runs: list[Run], html: str, page: Page):
     body = html.split('<table id="predictions">')[1].split("</table>")[0]
     for said in read_test_predictions(runs[1]):
-        row = next(line for line in body.splitlines() if f">{said.slide_id}</th>" in line)
+        row = next(line for line in body.splitlines() if f">{said.slide_id}</" in line)
         assert f"<td>{said.probabilities[1]:.4f}</td>" in row
         assert f"<td>{said.y_true}</td>" in row
         assert ('class="wrong"' in row) == said.is_wrong
@@ -141,7 +141,8 @@ def test_what_is_needed_to_reproduce_is_there(runs: list[Run], page: Page):
 
 def test_pictures_cautions_and_localisation_are_shown(page: Page, maps: Path):
     text = "".join(page.words)
-    assert len(page.all("img")) == CONFIG.slides
+    assert len(page.all("img")) == CONFIG.slides * (1 + 3 * 2)  # the slide alone, three maps by two runs
+    assert len({link["href"] for link in page.all("a") if (link["href"] or "").startswith("#slide-")}) == CONFIG.slides
     assert "Only 14 cases were tested" in text
     assert "Tile probability, mhim-v1 (abmil)" in text
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mhim.artefacts import read_json, write_json
+from mhim.errors import ArtefactError
 from mhim.evaluation import evaluate_run
-from mhim.maps import KINDS, MapConfig, Study
+from mhim.maps import KINDS, MapConfig, Study, slide_maps
 from mhim.maps.localise import localise
 from mhim.report import ReportConfig, write_report
 from mhim.report.further import further_tables
 from mhim.report.localised import localisation_tables
 from mhim.report.mining import mining, mining_table
+from mhim.report.pictures import BAR_STOPS, make_gallery
 from mhim.report.tile_rows import TileCutter
 from mhim.training.runs import Run
 
@@ -94,6 +99,44 @@ def _titles(runs: list[Run]) -> list[str]:
     return [run.config.title for run in runs]
 
 
+def test_maps_on_the_page_are_the_maps_of_the_folder(runs: list[Run], maps: Path):
+    """Pixels are those that the map has without its words; the bar's ends and ticks are the scale's."""
+    gallery = make_gallery(runs, maps, CONFIG.model_copy(update={"slides": 14, "tiles": 0}))
+    shown = next(picture for group in gallery.groups.values() for picture in group if picture.slide_id == "s01")
+    drawn = slide_maps(Study.of(runs, MapConfig()), "s01", MapConfig.model_validate({"max_side_px": 288}))
+    assert [column.name for column in shown.columns] == ["Attention", "Tile probability", "Contribution"]
+    for column, (kind, scale) in zip(shown.columns, drawn.scales.items(), strict=True):
+        for one, run in zip(column.pictures, ("abmil", "mhim-v1-abmil"), strict=True):
+            expected = drawn.picture(run, kind)
+            assert expected is not None
+            assert one.uri is not None
+            seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(one.uri.split(",")[1]))).convert("RGB"))
+            assert seen.shape == expected.shape
+            assert np.abs(seen.astype(float) - expected).mean() < 4
+        low, high = (np.rint(255 * scale.colours(np.array([end]))[0]) for end in (scale.low, scale.high))
+        for stop, rgba in zip(
+            re.findall("#[0-9a-f]{6}", column.bar.gradient)[:: BAR_STOPS - 1], (low, high), strict=True
+        ):
+            share = rgba[3] / 255
+            mixed = 255 * 0.93 * (1 - share) + rgba[:3] * share
+            np.testing.assert_allclose([int(stop[at : at + 2], 16) for at in (1, 3, 5)], mixed, atol=1.5)
+        for at, text in column.bar.ticks:
+            assert scale.low + at / 100 * (scale.high - scale.low) == pytest.approx(float(text), rel=6e-3, abs=1e-4)
+
+
+def test_a_map_that_a_model_lacks_is_said(runs: list[Run], maps: Path, tmp_path: Path):
+    shutil.copytree(maps, tmp_path / "maps")
+    for path in (tmp_path / "maps").glob("*/maps.json"):
+        stamp = read_json(path)
+        del stamp["boxes"]["abmil_contribution.png"]
+        write_json(path, stamp)
+    write_report(runs, tmp_path / "report.html", CONFIG, tmp_path / "maps")
+    assert (tmp_path / "report.html").read_text().count("no such map") == CONFIG.slides
+    write_json(path, {key: value for key, value in stamp.items() if key != "boxes"})
+    with pytest.raises(ArtefactError, match="maps of an earlier version"):
+        write_report(runs, tmp_path / "report.html", CONFIG.model_copy(update={"slides": 14}), tmp_path / "maps")
+
+
 def test_tiles_are_the_highest_of_the_slide_and_cut_from_it(runs: list[Run]):
     cutter = TileCutter(runs[1], CONFIG)
     by_probability, by_attention = cutter.rows("s01")
@@ -121,7 +164,9 @@ def test_the_page_shows_as_many_tiles_as_asked(runs: list[Run], maps: Path, tmp_
     out = tmp_path / "report.html"
     write_report(runs, out, CONFIG.model_copy(update={"tiles": tiles, "slides": 14}), maps)
     text = out.read_text()
-    assert text.count("<img") == 14 + tiles * 2 * 2  # two slides with a file, two maps
+    assert (
+        text.count("<img") == 14 * (1 + 2 * 3) + tiles * 2 * 2
+    )  # slide and three maps by two runs; two slides with a file
     assert ("No tiles of s" in text) == (tiles > 0)
     assert 'href="#mining"' in text
     assert "Conformal prediction sets" in text

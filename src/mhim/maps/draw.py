@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def draw_maps(
 
 
 def _write_slide(folder: Path, study: Study, maps: SlideMaps, config: MapConfig, identity: dict[str, str]) -> None:
-    files = ["thumbnail.png", "panel.png"]
+    files, boxes = ["thumbnail.png", "panel.png"], {}
     thumbnail = draw_outline(maps.underlay.rgb, maps.underlay)
     _save(folder / "thumbnail.png", Image.fromarray(thumbnail))
     pictures: dict[tuple[str, MapKind], Rgb] = {}
@@ -182,11 +182,13 @@ def _write_slide(folder: Path, study: Study, maps: SlideMaps, config: MapConfig,
             pictures[source.slug, kind] = picture
             caption = Caption(f"{maps.slide_id}  {NAMES[kind]}", caption_lines(source, maps.slide_id, study.classes))
             name = f"{source.slug}_{kind}.png"
-            unit = describe_scale(scale, *_target(maps.values[source.slug], study.classes))
-            _save(folder / name, one_map(picture, caption, scale, unit))
+            unit = describe_scale(scale, *target_in_words([maps.values[source.slug]], study.classes))
+            drawn, boxes[name] = one_map(picture, caption, scale, unit)
+            _save(folder / name, drawn)
             files.append(name)
     _save(folder / "panel.png", _panel(study, maps, thumbnail, pictures))
-    write_json(folder / "maps.json", _stamp(study, maps, identity) | {"files": files, "maps": list(config.maps)})
+    facts = {"files": files, "maps": list(config.maps), "boxes": boxes}
+    write_json(folder / "maps.json", _stamp(study, maps, identity) | facts)
 
 
 def _panel(study: Study, maps: SlideMaps, thumbnail: Rgb, pictures: dict[tuple[str, MapKind], Rgb]) -> Image.Image:
@@ -197,14 +199,16 @@ def _panel(study: Study, maps: SlideMaps, thumbnail: Rgb, pictures: dict[tuple[s
         columns.append(
             [(f"{NAMES[kind]}: {source.run.config.title}", limit_width(rgb, PANEL_COLUMN_PX)) for source, rgb in drawn]
         )
-        unit = describe_scale(scale, *_target(maps.values[drawn[0][0].slug], study.classes))
+        unit = describe_scale(scale, *target_in_words([maps.values[s.slug] for s, _ in drawn], study.classes))
         bars.append(bar_image(scale, unit, columns[-1][0][1].shape[1]))
     lines = [line for source in study.runs for line in caption_lines(source, maps.slide_id, study.classes)]
     return panel(Caption(maps.slide_id, (*lines, *maps.notices)), columns, bars)
 
 
-def _target(values: TileValues, classes: tuple[str, ...]) -> tuple[str, bool]:
-    return classes[values.class_index], len(classes) == 2
+def target_in_words(values: Sequence[TileValues], classes: tuple[str, ...]) -> tuple[str, bool]:
+    """The class that maps with one colour bar speak of, and whether there are two classes in all."""
+    targets = {classes[each.class_index] for each in values}
+    return targets.pop() if len(targets) == 1 else "the class that each model predicts", len(classes) == 2
 
 
 def caption_lines(source: RunMaps, slide_id: str, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -231,6 +235,7 @@ def _stamp(study: Study, maps: SlideMaps, identity: dict[str, str]) -> dict[str,
             "y_pred": said.y_pred,
             "map_class": study.classes[values.class_index],
             "probability": values.slide_probabilities[values.class_index],
+            "words": " ".join(caption_lines(source, maps.slide_id, study.classes)),
             "score": values.score,
             "bias": values.bias,
         }
@@ -238,9 +243,17 @@ def _stamp(study: Study, maps: SlideMaps, identity: dict[str, str]) -> dict[str,
         "slide_id": maps.slide_id,
         "tool": "mhim",
         "runs": runs,
-        "scales": {kind: {"low": scale.low, "high": scale.high} for kind, scale in maps.scales.items()},
+        "scales": {kind: asdict(scale) for kind, scale in maps.scales.items()},
+        "units": {
+            kind: describe_scale(scale, *target_in_words(_having(maps, kind), study.classes))
+            for kind, scale in maps.scales.items()
+        },
         "notices": list(maps.notices),
     }
+
+
+def _having(maps: SlideMaps, kind: MapKind) -> list[TileValues]:
+    return [values for values in maps.values.values() if values.of(kind) is not None]
 
 
 def _save(path: Path, image: Image.Image) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mhim.artefacts import atomic_path
 from mhim.errors import ConfigError
 from mhim.maps.config import MapConfig
-from mhim.maps.draw import SMOOTH_NOTICE, SlideMaps, caption_lines, slide_maps
+from mhim.maps.draw import SMOOTH_NOTICE, SlideMaps, caption_lines, slide_maps, target_in_words
 from mhim.maps.panel import NAMES, describe_scale
 from mhim.maps.render import Rgb, draw_bar, draw_outline
 from mhim.maps.scale import Scale
@@ -82,8 +82,7 @@ def draw_figure(study: Study, maps: SlideMaps) -> Figure:
             if column == 1:
                 place.set_ylabel(source.run.config.title, fontsize=9)
     for column, kind in enumerate(kinds, start=1):
-        values = next(v for v in maps.values.values() if v.of(kind) is not None)
-        target = study.classes[values.class_index], len(study.classes) == 2
+        target = target_in_words([v for v in maps.values.values() if v.of(kind) is not None], study.classes)
         left = _left(column) + COLUMN_INCHES * (1 - BAR_SHARE) / 2
         span = COLUMN_INCHES * BAR_SHARE
         bar = figure.add_axes((left / width, (BAR_INCHES - 0.2) / height, span / width, 0.09 / height))

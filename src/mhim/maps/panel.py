@@ -14,8 +14,11 @@ from mhim.maps.config import MapKind
 from mhim.maps.render import Rgb, draw_bar
 from mhim.maps.scale import Scale
 
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of a picture."""
+
 INK, SOFT = (24, 24, 28), (96, 96, 104)
-MARGIN_PX, LEADING = 16, 1.35
+MARGIN_PX, GAP_PX, LEADING = 16, 8, 1.35
 LEAST_WIDTH_PX = 420
 SHEET_COLUMNS, SHEET_CELL_PX, SHEET_LINE_PX = 6, 150, 15
 NAMES: dict[MapKind, str] = {
@@ -35,7 +38,7 @@ class Caption:
 
 
 def describe_scale(scale: Scale, class_name: str, two_classes: bool) -> str:
-    """What the numbers on a colour bar are."""
+    """What the numbers on a colour bar are; ``class_name`` is the class that the map speaks of, in words."""
     if scale.kind == "attention":
         return "attention weight (raw); mark = uniform" if scale.mark else "attention score (raw)"
     if scale.kind == "attention-score":
@@ -46,12 +49,13 @@ def describe_scale(scale: Scale, class_name: str, two_classes: bool) -> str:
     return f"signed part of the slide's {of} of {class_name} (raw)"
 
 
-def one_map(picture: Rgb, caption: Caption, scale: Scale, unit: str) -> Image.Image:
-    """A map with its caption above and its colour bar below."""
-    width = max(picture.shape[1], LEAST_WIDTH_PX)
-    head = _caption_image(caption, width)
-    bar = bar_image(scale, unit, min(width, 640))
-    return _stack([head, Image.fromarray(picture), bar])
+def one_map(picture: Rgb, caption: Caption, scale: Scale, unit: str) -> tuple[Image.Image, Box]:
+    """A map with its caption above and its colour bar below, and where in it the map itself lies."""
+    height, width = picture.shape[:2]
+    head = _caption_image(caption, max(width, LEAST_WIDTH_PX))
+    bar = bar_image(scale, unit, min(max(width, LEAST_WIDTH_PX), 640))
+    top = MARGIN_PX + head.height + GAP_PX
+    return _stack([head, Image.fromarray(picture), bar]), (MARGIN_PX, top, MARGIN_PX + width, top + height)
 
 
 def panel(
@@ -148,7 +152,7 @@ def _text_line(text: str, width_px: int, size_px: int, ink: tuple[int, int, int]
     return image
 
 
-def _stack(images: Sequence[Image.Image], margin_px: int = MARGIN_PX, gap_px: int = 8) -> Image.Image:
+def _stack(images: Sequence[Image.Image], margin_px: int = MARGIN_PX, gap_px: int = GAP_PX) -> Image.Image:
     """Images below each other, left-aligned, on white with a margin."""
     width = max(image.width for image in images)
     height = sum(image.height for image in images) + gap_px * (len(images) - 1)

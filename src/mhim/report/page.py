@@ -129,6 +129,7 @@ def _classification(
         "per_fold": [_per_fold(run, said) for run, said in zip(runs, metrics, strict=True)],
         "curves": [(run_name(run, runs), curves(run, config.resamples)) for run in runs],
         "gallery": gallery,
+        "anchors": gallery.anchors,
         "localisation": localisation_tables(gallery.localisation, gallery.froc, runs, config.resamples),
         "further": further_tables([run_name(run, runs) for run in runs], metrics),
         "predictions": predictions,
@@ -160,6 +161,7 @@ def _survival(
         ],
         "curves": [(name, survival_curves(run)) for name, run in zip(names, runs, strict=True)],
         "gallery": Gallery(),
+        "anchors": {},
         "localisation": [],
         "further": [],
         "predictions": case_table(runs, names),
@@ -184,6 +186,7 @@ def _protocol(runs: Sequence[Run], config: ReportConfig) -> list[tuple[str, str]
     chosen = run.info["chosen_by"]
     methods = "; ".join(f"{other.config.title}: seed {other.config.seed}" for other in runs)
     return [
+        ("Asked", _asked(runs)),
         ("Compared", methods),
         ("Folds", f"{run.info['n_folds']}, split by case; every case is tested once, by a model that never saw it"),
         ("Epoch chosen by", chosen["epoch"].replace("auroc", "AUROC").replace("c-index", "C-index")),
@@ -194,6 +197,18 @@ def _protocol(runs: Sequence[Run], config: ReportConfig) -> list[tuple[str, str]
         ("Intervals", f"95 % percentile bootstrap over cases, {config.resamples} resamples"),
         ("Differences", "paired: both runs on the same resamples; no correction for several comparisons"),
     ]
+
+
+def _asked(runs: Sequence[Run]) -> str:
+    """What the runs were to find out, in a sentence or two."""
+    if runs[0].config.task.name == "survival":
+        asked = "Who is at higher risk? Learned from the follow-up of cases, without outlines in their slides."
+    else:
+        asked = f"Is a slide {' or '.join(runs[0].classes)}? Learned from one label a slide, without outlines."
+    if len(runs) == 1:
+        return asked
+    others = " and ".join(run_name(run, runs) for run in runs[1:])
+    return f"{asked} And how does {others} compare with {run_name(runs[0], runs)}?"
 
 
 def _data_facts(run: Run, metrics: dict[str, Any]) -> Table:
@@ -272,6 +287,8 @@ def _predictions(runs: Sequence[Run]) -> dict[str, Any]:
     n_wrong = sum(row["wrong"] for row in rows)
     judge = run_name(runs[-1], runs)
     sentence = f"{len(rows)} tested slides; {judge} is wrong on {n_wrong}."
+    if any(one.threshold is not None for said in by_run for one in said.values()):
+        sentence += f" A slide is called {classes[1]} from the threshold of its fold on, which need not be 0.5."
     return {"header": header, "rows": rows, "n_wrong": n_wrong, "judge": judge, "sentence": sentence}
 
 

@@ -1,4 +1,4 @@
-"""Map panels for the page: from a folder of maps, or drawn for the occasion."""
+"""Maps for the page: from a folder of maps, or drawn for the occasion."""
 
 from __future__ import annotations
 
@@ -14,48 +14,89 @@ from PIL import Image
 
 from mhim.artefacts import read_json
 from mhim.errors import ArtefactError, MhimError
-from mhim.maps import KINDS, MapConfig, draw_maps, telling
+from mhim.maps import ALL_KINDS, MapConfig, Scale, draw_maps, telling
 from mhim.maps.localise import read_froc, read_localisation
+from mhim.maps.panel import NAMES
+from mhim.maps.render import draw_bar
 from mhim.maps.study import Prediction, read_test_predictions
 from mhim.report.config import ReportConfig
 from mhim.report.tile_rows import TileCutter, TileRow, as_uri
 from mhim.training.runs import Run
 
+BAR_STOPS = 24
+
+
+@dataclass(frozen=True)
+class MapPicture:
+    """One picture: whose, WebP data URI (None: the model has no such map), size in pixels, words for who cannot see."""
+
+    title: str
+    uri: str | None = None
+    size_px: tuple[int, int] = (1, 1)
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A colour bar: a CSS gradient, ticks (percent from the left, text), a marked place, and what the numbers are."""
+
+    gradient: str
+    ticks: tuple[tuple[float, str], ...]
+    mark: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class MapColumn:
+    """One kind of map of a slide by every run, on one colour bar."""
+
+    name: str
+    pictures: tuple[MapPicture, ...]
+    bar: Bar
+
 
 @dataclass(frozen=True)
 class SlidePicture:
-    """The panel of one slide.
+    """The maps of one slide.
 
     Attributes:
         slide_id: the slide.
-        uri: WebP data URI.
-        size_px: (w, h).
-        words: what the picture shows, for those who do not see it.
+        ground: the slide alone.
+        columns: its maps, one column a kind.
+        verdicts: what each run said, one line each.
         notices: what the reader has to know.
         tiles: its telling tiles by the last run; empty where the slide file is not there.
     """
 
     slide_id: str
-    uri: str
-    size_px: tuple[int, int]
-    words: str
+    ground: MapPicture
+    columns: tuple[MapColumn, ...]
+    verdicts: tuple[str, ...]
     notices: tuple[str, ...]
     tiles: tuple[TileRow, ...]
 
     @property
     def n_bytes(self) -> int:
         """Size on the page."""
-        return len(self.uri) + sum(len(tile.uri) for row in self.tiles for tile in row.tiles)
+        maps = [picture.uri or "" for column in self.columns for picture in column.pictures]
+        tiles = [tile.uri for row in self.tiles for tile in row.tiles]
+        return sum(map(len, [self.ground.uri or "", *maps, *tiles]))
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Panels and tiles by group (wrong, least certain, most certain), localisation scores, and what is missing."""
+    """Maps and tiles by group (wrong, least certain, most certain), localisation scores, and what is missing."""
 
     groups: dict[str, list[SlidePicture]] = field(default_factory=dict)
     localisation: pd.DataFrame = field(default_factory=pd.DataFrame)
     froc: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
+
+    @property
+    def anchors(self) -> dict[str, str]:
+        """Slide -> id of its maps on the page."""
+        shown = [picture.slide_id for pictures in self.groups.values() for picture in pictures]
+        return {slide_id: f"slide-{number}" for number, slide_id in enumerate(shown, start=1)}
 
 
 def make_gallery(runs: Sequence[Run], maps: Path | None, config: ReportConfig) -> Gallery:
@@ -127,20 +168,44 @@ def _require_runs(folder: Path, stamp: dict[str, Any], runs: Sequence[Run]) -> N
 
 
 def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig, tiles: tuple[TileRow, ...]) -> SlidePicture:
+    if "boxes" not in stamp:
+        raise ArtefactError(f"{folder}: maps of an earlier version; draw them again with 'mhim heatmap --overwrite'")
+    slide_id = stamp["slide_id"]
+    columns: list[MapColumn] = []
+    for kind in [kind for kind in ALL_KINDS if kind in stamp["scales"]]:
+        pictures = []
+        for run, entry in stamp["runs"].items():
+            name = f"{run}_{kind}.png"
+            words = f"{NAMES[kind]} of {entry['title']} over slide {slide_id}"
+            if name in stamp["boxes"]:
+                pictures.append(_cut(folder / name, stamp["boxes"][name], config, entry["title"], words))
+            else:
+                pictures.append(MapPicture(entry["title"]))
+        bar = _bar(Scale(**stamp["scales"][kind]), stamp["units"][kind])
+        columns.append(MapColumn(NAMES[kind], tuple(pictures), bar))
+    ground = _cut(folder / "thumbnail.png", None, config, "Slide", f"Slide {slide_id}")
+    verdicts = tuple(entry["words"] for entry in stamp["runs"].values())
+    return SlidePicture(slide_id, ground, tuple(columns), verdicts, tuple(stamp["notices"]), tiles)
+
+
+def _cut(path: Path, box: list[int] | None, config: ReportConfig, title: str, words: str) -> MapPicture:
+    """A picture, or a part of it, at most ``config.picture_px`` wide."""
     try:
-        with Image.open(folder / "panel.png") as image:
-            panel = image.convert("RGB")
+        with Image.open(path) as image:
+            picture = (image if box is None else image.crop((box[0], box[1], box[2], box[3]))).convert("RGB")
     except OSError:
-        raise ArtefactError(f"{folder}/panel.png: missing or not an image; run the same 'mhim heatmap' again") from None
-    if panel.width > config.picture_px:
-        height = round(panel.height * config.picture_px / panel.width)
-        panel = panel.resize((config.picture_px, height), Image.Resampling.LANCZOS)
-    said = "; ".join(
-        f"{entry['title']}: true {entry['y_true']}, predicted {entry['y_pred']}, "
-        f"probability of {entry['map_class']} {entry['probability']:.3f}"
-        for entry in stamp["runs"].values()
-    )
-    kinds = ", ".join(kind for kind in KINDS if kind in stamp["scales"])
-    words = f"Slide {stamp['slide_id']} with maps of {kinds}. {said}."
-    uri = as_uri(panel, config.picture_quality)
-    return SlidePicture(stamp["slide_id"], uri, panel.size, words, tuple(stamp["notices"]), tiles)
+        raise ArtefactError(f"{path}: missing or not an image; run the same 'mhim heatmap' again") from None
+    if picture.width > config.picture_px:
+        height = max(1, round(picture.height * config.picture_px / picture.width))
+        picture = picture.resize((config.picture_px, height), Image.Resampling.LANCZOS)
+    return MapPicture(title, as_uri(picture, config.picture_quality), picture.size, words)
+
+
+def _bar(scale: Scale, unit: str) -> Bar:
+    stops = ",".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in draw_bar(scale, BAR_STOPS, 1)[0].tolist())
+
+    def percent(value: float) -> float:
+        return round(100 * (value - scale.low) / (scale.high - scale.low), 2)
+
+    ticks = tuple((percent(value), scale.text(value)) for value in scale.ticks())
+    return Bar(f"linear-gradient(to right,{stops})", ticks, None if scale.mark is None else percent(scale.mark), unit)

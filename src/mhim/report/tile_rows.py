@@ -116,7 +116,7 @@ class TileCutter:
         image = Image.fromarray(pixels)
         if image.width > self.config.tile_px:
             image = image.resize((self.config.tile_px, self.config.tile_px), Image.Resampling.LANCZOS)
-        text = f"{of_tiles[tile.index]:.3g}"
+        text = f"{of_tiles[tile.index]:#.3g}"
         truth = bag.annotation_fraction
         annotated = None if truth is None else bool(truth[tile.index] >= INSIDE)
         place = f"tile at {tile.xy_px0[0]}, {tile.xy_px0[1]} (level-0 pixels)"
