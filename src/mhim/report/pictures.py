@@ -14,7 +14,7 @@ from PIL import Image
 
 from mhim.artefacts import read_json
 from mhim.errors import ArtefactError, MhimError
-from mhim.maps import ALL_KINDS, MapConfig, Scale, draw_maps, telling
+from mhim.maps import ALL_KINDS, MapConfig, MapKind, Scale, draw_maps, telling
 from mhim.maps.localise import read_froc, read_localisation
 from mhim.maps.panel import NAMES
 from mhim.maps.render import draw_bar
@@ -172,7 +172,8 @@ def _picture(folder: Path, stamp: dict[str, Any], config: ReportConfig, tiles: t
         raise ArtefactError(f"{folder}: maps of an earlier version; draw them again with 'mhim heatmap --overwrite'")
     slide_id = stamp["slide_id"]
     columns: list[MapColumn] = []
-    for kind in [kind for kind in ALL_KINDS if kind in stamp["scales"]]:
+    kinds: list[MapKind] = [kind for kind in ALL_KINDS if kind in stamp["scales"]]
+    for kind in kinds:
         pictures = []
         for run, entry in stamp["runs"].items():
             name = f"{run}_{kind}.png"
