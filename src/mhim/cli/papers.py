@@ -11,7 +11,7 @@ from mhim.batch import progress_bar
 from mhim.cli.shared import DryRun, OutputDir, Plugin, Workers, examples, load_plugins, print_table, say
 
 if TYPE_CHECKING:
-    from mhim.papers.ilse2018 import Recipe
+    from mhim.papers.repetition import Recipe
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "mhim reproduce-paper ilse2018 --data musk1.npz -o papers --workers 2",
             "mhim reproduce-paper ilse2018 --data ucsb_breast_cancer.npz --lr 0.0005 --weight-decay 0.005 -o papers",
+            "mhim reproduce-paper dsmil2021 --data musk1.npz -o papers",
         ),
     )(reproduce_paper)
 
@@ -72,41 +73,41 @@ def reproduce(
 
 
 def reproduce_paper(
-    paper: Annotated[str, typer.Argument(help="ilse2018: AB-MIL and gated AB-MIL on the classic sets.")],
+    paper: Annotated[str, typer.Argument(help="ilse2018: AB-MIL and gated AB-MIL. dsmil2021: DSMIL.")],
     out: OutputDir,
     data: Annotated[Path, typer.Option("--data", help="Set: features, bag_index, bag_label, test_fold (.npz).")],
-    pooling: Annotated[str, typer.Option(help="attention, gated or both.")] = "both",
+    network: Annotated[str, typer.Option(help="One of the paper's networks (ilse2018: attention, gated).")] = "all",
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions of the cross-validation, as many as there are.")] = 5,
     lr: Annotated[float | None, typer.Option(help="Learning rate instead of the paper's for this set.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay instead of the paper's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs instead of the paper's 100.")] = None,
-    dropout: Annotated[float | None, typer.Option(min=0, max=0.95, help="Dropout after each hidden layer.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs instead of the paper's.")] = None,
+    dropout: Annotated[float | None, typer.Option(min=0, max=0.95, help="ilse2018: after each hidden layer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and bag order.")] = 0,
     workers: Workers = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Run a paper's experiment on a public set by that paper's protocol, beside the published number.
 
-    The recipe follows the set's name (musk1, musk2, fox, tiger, elephant); other sets take the defaults. Run again,
-    it goes on with the repetitions that are not done. Writes OUT/SET/results.md, results.json and a file a repetition.
+    The recipe follows the set's name (musk1, musk2, fox, tiger, elephant); other sets take the defaults. Where the
+    paper let the test fold choose epoch and threshold (dsmil2021), the table says so and shows the honest number
+    beside it. Run again, it goes on with the repetitions that are not done. Writes OUT/PAPER/SET/results.md,
+    results.json and a file a repetition.
     """
     from mhim.errors import ConfigError
+    from mhim.papers.catalogue import paper as find_paper
     from mhim.papers.mil_sets import read_mil_set
     from mhim.papers.reproduce import HEADER, notes, plan_tasks, run_tasks, summarise, texts, write_results
 
-    if paper == "dsmil":
-        raise ConfigError(
-            "dsmil: its published numbers take the best test epoch at the best test threshold of each fold; such "
-            "numbers are not made here (known: ilse2018)"
-        )
-    if paper != "ilse2018":
-        raise ConfigError(f"{paper}: unknown paper (known: ilse2018)")
-    if pooling not in ("attention", "gated", "both"):
-        raise ConfigError(f"--pooling {pooling}: expected attention, gated or both")
+    chosen = find_paper(paper)
+    if network not in ("all", *chosen.networks):
+        raise ConfigError(f"--network {network}: expected {', '.join(chosen.networks)} or all")
+    if dropout is not None and not chosen.has_dropout:
+        raise ConfigError(f"--dropout: {paper} has no dropout; leave it out")
     bags = read_mil_set(data)
-    recipe = _recipe(bags.name, {"lr": lr, "weight_decay": weight_decay, "epochs": epochs, "dropout": dropout})
-    kinds: Any = ("attention", "gated") if pooling == "both" else (pooling,)
-    tasks = plan_tasks(bags, kinds, repeats, recipe, seed, out)
+    changes = {"lr": lr, "weight_decay": weight_decay, "epochs": epochs, "dropout": dropout}
+    recipe = _recipe(chosen.recipe(bags.name), changes)
+    networks = list(chosen.networks) if network == "all" else [network]
+    tasks = plan_tasks(chosen, bags, networks, repeats, recipe, seed, out)
     todo = sum(not task.is_done() for task in tasks)
     say(
         f"{bags.name}: {todo} of {len(tasks)} repetitions to run, lr {recipe.lr:g}, "
@@ -117,24 +118,22 @@ def reproduce_paper(
     with progress_bar() as progress:
         bar = progress.add_task(f"{bags.name}, repetitions", total=todo)
         run_tasks(tasks, workers, lambda: progress.advance(bar))
-    rows, sentences = summarise(tasks), notes(recipe, bags)
-    path = write_results(rows, sentences, out)
+    rows, sentences = summarise(tasks), notes(chosen, recipe, bags)
+    path = write_results(chosen, rows, sentences, tasks[0].file.parent.parent)
     print_table(HEADER, [texts(row) for row in rows])
     for sentence in sentences:
         say(sentence)
     say(f"wrote {path}")
 
 
-def _recipe(name: str, given: dict[str, Any]) -> Recipe:
-    """The recipe of a set with what the user changed; a changed one is no longer the paper's."""
+def _recipe(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+    """A recipe with what the user changed; a changed one is no longer the paper's."""
     from dataclasses import replace
 
     from mhim.errors import ConfigError
-    from mhim.papers.ilse2018 import RECIPES, Recipe
 
     changes = {key: value for key, value in given.items() if value is not None}
     for key in ("lr", "weight_decay"):
         if key in changes and changes[key] < 0:
             raise ConfigError(f"--{key.replace('_', '-')} {changes[key]}: expected a positive number")
-    recipe = RECIPES.get(name, Recipe())
     return replace(recipe, **changes, stated=recipe.stated and not changes)
