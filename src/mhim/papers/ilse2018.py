@@ -124,8 +124,8 @@ class FoldNetworks:
         tensors = [*self.parameters, *self.velocity] if idle is not None else []
         before = [tensor[idle].clone() for tensor in tensors]
         self.add_gradient(self.forward(x, real, training=True), target, MOMENTUM)
-        torch._foreach_add_(self.velocity, self.parameters, alpha=self.recipe.weight_decay)
-        torch._foreach_add_(self.parameters, self.velocity, alpha=-self.recipe.lr)
+        torch._foreach_add_(self.velocity, self.parameters, alpha=self.recipe.weight_decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(self.parameters, self.velocity, alpha=-self.recipe.lr)  # pyright: ignore[reportPrivateImportUsage]
         for tensor, value in zip(tensors, before, strict=True):
             tensor[idle] = value
 
