@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +19,6 @@ from mhim.kernels import Embedding, Rows, Segments, draw_seed, exact_linear, poo
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, AttentionScores, Projection
 
-InstanceLoss = Callable[[Tensor, Tensor], Tensor]
 TokensAt = Callable[[Tensor], Tensor]
 
 _HARD_GAP = math.log(1000.0)
@@ -138,7 +138,7 @@ class _CLAM(MILModel):
             output.attention,
             output.extras["tokens_at"],
             [cast("nn.Linear", classifier) for classifier in self.instance_classifiers],
-            int(label),
+            label,
             self.config,
         )
 
@@ -166,18 +166,36 @@ class CLAMMB(_CLAM):
 
 @dataclass(frozen=True)
 class InstanceClustering:
-    """Instance loss of one bag, with the clustered instances' predicted and pseudo labels."""
+    """Instance loss of one bag, and for every class that was looked at its most and its least attended instances.
+
+    Attributes:
+        loss: the mean over classes.
+        predicted: (K, 2k) what the two-way classifiers say.
+        targets: (K, 2k) pseudo labels.
+        counts: (K, 2k) which of them are in the loss.
+    """
 
     loss: Float[Tensor, ""]
-    predictions: Int[Tensor, " samples"]
-    labels: Int[Tensor, " samples"]
+    predicted: Int[Tensor, "looked samples"]
+    targets: Int[Tensor, "looked samples"]
+    counts: Bool[Tensor, "looked samples"]
+
+    @property
+    def predictions(self) -> Int[Tensor, " counted"]:
+        """What was predicted for the instances in the loss, class by class."""
+        return self.predicted[self.counts]
+
+    @property
+    def labels(self) -> Int[Tensor, " counted"]:
+        """Their pseudo labels."""
+        return self.targets[self.counts]
 
 
 def cluster_instances(
     attention: Float[Tensor, "branch instances"],
     tokens_at: TokensAt,
     classifiers: list[nn.Linear],
-    label: int,
+    label: Int[Tensor, ""],
     config: CLAMConfig,
 ) -> InstanceClustering:
     """Pseudo-label the most and least attended instances and score them (section "Instance-level clustering").
@@ -185,7 +203,7 @@ def cluster_instances(
     For the bag's class the k most attended instances are positives and the k least attended negatives of that
     class's two-way classifier; with subtyping every other class's k most attended are its negatives, and the
     loss is averaged over classes. k = min(cluster_size, N // 2), so no instance is both; with k = 0 (N = 1)
-    the loss is 0.
+    the loss is 0. The label is never read by the host, so an accelerator is not waited for.
 
     Args:
         attention: one row, or one per class.
@@ -195,34 +213,36 @@ def cluster_instances(
         config: cluster size, subtyping, loss.
     """
     size = min(config.cluster_size, attention.shape[1] // 2)
-    loss_of: InstanceLoss = smooth_svm_loss if config.instance_loss == "svm" else F.cross_entropy
-    losses, predictions, labels = [], [], []
-    for index, classifier in enumerate(classifiers):
-        if size == 0 or (index != label and not config.subtyping):
-            continue
-        row = attention[index if len(attention) > 1 else 0].detach()
-        chosen = row.topk(size).indices
-        targets = torch.full_like(chosen, int(index == label))
-        if index == label:
-            chosen = torch.cat([chosen, row.topk(size, largest=False).indices])
-            targets = torch.cat([targets, torch.zeros_like(targets)])
-        scores = classifier(tokens_at(chosen))
-        losses.append(loss_of(scores, targets))
-        predictions.append(scores.argmax(dim=-1))
-        labels.append(targets)
-    if not losses:
-        none = torch.zeros(0, dtype=torch.int64, device=attention.device)
-        return InstanceClustering(attention.new_zeros(()), none, none)
-    return InstanceClustering(torch.stack(losses).mean(), torch.cat(predictions), torch.cat(labels))
+    if size == 0:
+        none = torch.zeros(0, 0, dtype=torch.int64, device=attention.device)
+        return InstanceClustering(attention.new_zeros(()), none, none, none.bool())
+    weights, biases = (torch.stack(parts) for parts in zip(*((c.weight, c.bias) for c in classifiers), strict=True))
+    is_own = torch.arange(len(classifiers), device=label.device) == label
+    rows = attention.detach().expand(len(classifiers), -1)
+    if not config.subtyping:
+        parts = (rows, weights, biases, is_own)
+        rows, weights, biases, is_own = (part.index_select(0, label.reshape(1)) for part in parts)
+    chosen = torch.cat([rows.topk(size).indices, rows.topk(size, largest=False).indices], dim=1)
+    scores = tokens_at(chosen.flatten()).unflatten(0, chosen.shape) @ weights.mT + biases[:, None]
+    is_top = torch.arange(2 * size, device=label.device) < size
+    targets, counts = (is_own[:, None] & is_top).long(), is_own[:, None] | is_top
+    loss_of = smooth_svm_losses if config.instance_loss == "svm" else partial(F.cross_entropy, reduction="none")
+    losses = loss_of(scores.flatten(0, 1), targets.flatten()).view_as(targets) * counts
+    return InstanceClustering((losses.sum(dim=1) / counts.sum(dim=1)).mean(), scores.argmax(dim=-1), targets, counts)
 
 
-def smooth_svm_loss(
+def smooth_svm_loss(scores: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"]) -> Float[Tensor, ""]:
+    """The mean of :func:`smooth_svm_losses`."""
+    return smooth_svm_losses(scores, labels).mean()
+
+
+def smooth_svm_losses(
     scores: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"], margin: float = 1.0, scale: float = 1.0
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " samples"]:
     """Smooth top-1 support-vector loss (Berrada et al., ICLR 2018, equation 12 with k = 1).
 
     Per sample scale * log sum_j exp((s_j + margin [j != y] - s_y) / scale), and the plain maximum of the same
-    terms where the two largest scores are at least scale * ln(1000) apart; the mean over samples.
+    terms where the two largest scores are at least scale * ln(1000) apart.
 
     Args:
         scores: class scores.
@@ -235,4 +255,4 @@ def smooth_svm_loss(
     largest = scores.topk(2, dim=-1).values
     is_clear = largest[:, 0] - largest[:, 1] >= scale * _HARD_GAP
     smooth = scale * torch.logsumexp(terms / scale, dim=-1)
-    return torch.where(is_clear, terms.amax(dim=-1), smooth).mean()
+    return torch.where(is_clear, terms.amax(dim=-1), smooth)

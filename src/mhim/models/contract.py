@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError, FeatureError
-from mhim.kernels import Bags, Embedding, Rows, Segments, embed
+from mhim.kernels import Bags, Embedding, Rows, Segments, embed, to_device
 from mhim.registry import Registry
 
 
@@ -239,7 +239,7 @@ class MILModel(nn.Module):
             raise FeatureError(f"features have shape {tuple(features.shape)}, the model expects (N, {self.in_dim})")
         if len(features) == 0:
             raise FeatureError("the bag holds zero instances")
-        return features.to(next(self.parameters()).device)
+        return to_device(features, next(self.parameters()).device)
 
     def standardise(self, mean: Float[Tensor, " in_dim"], scale: Float[Tensor, " in_dim"]) -> None:
         """From now on ``forward`` sees (x - mean) / scale; both are saved with the weights.

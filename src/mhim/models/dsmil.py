@@ -195,7 +195,7 @@ class DSMIL(MILModel):
         if self.config.output == "softmax":
             return F.cross_entropy(logits[None], label[None])
         if self.n_classes == 1:
-            if int(label) not in (0, 1):
+            if label.device.type == "cpu" and int(label) not in (0, 1):
                 raise ConfigError(f"label {int(label)} for a model with one output, expected 0 or 1")
             target = label.to(logits.dtype)[None]
         else:

@@ -128,5 +128,5 @@ class MaxPooling(_Pooling):
         embedding, winners = tokens.max(dim=0)
         parts = (self.classifier.weight * embedding).T
         contributions = tokens.new_zeros(len(tokens), self.n_classes).index_add(0, winners, parts)
-        shares = torch.bincount(winners, minlength=len(tokens)).to(tokens.dtype) / len(winners)
+        shares = tokens.new_zeros(len(tokens)).index_add(0, winners, torch.ones_like(embedding)) / len(winners)
         return self.output(shares[None], contributions, embedding, instance_logits=None)

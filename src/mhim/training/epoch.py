@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,10 @@ class Tally:
         for name, value in result.watched.items():
             self.watched[name] = self.watched.get(name, 0.0) + value
 
-    @property
-    def first_not_finite(self) -> int | None:
-        """Position of the first bag whose loss is NaN or infinite."""
-        finite = torch.isfinite(torch.stack(self.losses)).tolist()
-        return None if all(finite) else finite.index(False)
+    def read(self) -> tuple[list[float], dict[str, float]]:
+        """Loss of every bag, and the mean of each term; waits for the device."""
+        means = torch.stack(list(self.terms.values())) / len(self.losses)
+        return torch.stack(self.losses).tolist(), dict(zip(self.terms, means.tolist(), strict=True))
 
 
 def train_epoch(
@@ -64,11 +64,10 @@ def train_epoch(
     for position, group in enumerate(groups):
         step = Step(epoch * len(groups) + position, epochs * len(groups), generator)
         _take(stepping, [draw(train[index], portion, model, generator) for index in group], step, tally, monitor, task)
-    bad = tally.first_not_finite
-    if bad is not None:
-        name = train.names[order[bad]]
+    losses, means = tally.read()
+    if not np.isfinite(losses).all():
+        name = train.names[order[int(np.isfinite(losses).argmin())]]
         raise FeatureError(f"{task.unit} {name}: the training loss is not finite in epoch {epoch}; lower train.lr")
-    means = {name: float(value) / len(train) for name, value in tally.terms.items()}
     seen = {} if monitor is None else monitor.finish_epoch()
     return means, {name: value / len(train) for name, value in tally.watched.items()} | seen
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mhim.config import Settings
 from mhim.errors import FeatureError
+from mhim.kernels import to_device
 from mhim.methods import Method
 from mhim.models import MILModel
 from mhim.training.data import BagSet
@@ -199,12 +200,14 @@ def predict(model: MILModel, bags: BagSet, task: Task = CLASSIFY) -> tuple[Any, 
     """
     model.eval()
     device = next(model.parameters()).device
-    scores: list[np.ndarray] = []
-    losses: list[float] = []
+    found: list[Tensor] = []
     for bag in bags:
         output = model(bag.features)
-        scores.append(task.objective.prediction(model, output).cpu().double().numpy())
-        losses.append(float(sum(task.objective.losses(model, output, bag.label.to(device)).values())))
-        if not (np.isfinite(scores[-1]).all() and np.isfinite(losses[-1])):
-            raise FeatureError(f"{task.unit} {bag.slide_id}: the prediction is not finite; lower train.lr")
-    return task.predictions(bags, np.stack(scores)), float(np.mean(losses))
+        terms = task.objective.losses(model, output, to_device(bag.label, device))
+        loss = torch.stack([term.reshape(()) for term in terms.values()]).sum()
+        found.append(torch.cat([task.objective.prediction(model, output), loss[None]]))
+    table = torch.stack(found).cpu().double().numpy()
+    if not np.isfinite(table).all():
+        name = bags.names[int(np.isfinite(table).all(axis=1).argmin())]
+        raise FeatureError(f"{task.unit} {name}: the prediction is not finite; lower train.lr")
+    return task.predictions(bags, table[:, :-1]), float(table[:, -1].mean())

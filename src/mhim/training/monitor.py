@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mhim.kernels import to_device
 from mhim.methods import Mining
 
 INSIDE = 0.5
@@ -74,7 +75,9 @@ class MiningMonitor:
             "attention_entropy": _entropy(mining.teacher.attention),
         }
         probabilities = mining.teacher.instance_probabilities
-        loss = None if probabilities is None or label is None else -probabilities[:, label].clamp(min=1e-12).log()
+        loss = None
+        if probabilities is not None and label is not None:
+            loss = -probabilities.index_select(1, label.reshape(1))[:, 0].clamp(min=1e-12).log()
         if loss is not None:
             values |= {"loss_kept": _mean(loss, ~masked), "loss_masked": _mean(loss, masks.high)}
         tumour = self._truth(slide_id, masked.device)
@@ -93,9 +96,11 @@ class MiningMonitor:
 
     def finish_epoch(self) -> dict[str, float | None]:
         """The epoch's means, None where no slide defines a number; empty when nothing was observed."""
-        means = {name: round(float(torch.stack(values).nanmean()), 6) for name, values in self._values.items()}
-        self._values = {}
-        return {name: None if math.isnan(value) else value for name, value in means.items()}
+        if not self._values:
+            return {}
+        means = torch.stack([torch.stack(values).nanmean() for values in self._values.values()]).tolist()
+        named, self._values = dict(zip(self._values, means, strict=True)), {}
+        return {name: None if math.isnan(value) else round(value, 6) for name, value in named.items()}
 
     def _overlaps(self, slide_id: str, masked: Tensor, high: Tensor, seen: Tensor) -> None:
         """Sets over the slide's instances; those that one of the two epochs did not see count for neither."""
@@ -114,7 +119,7 @@ class MiningMonitor:
             tumour = None if share is None else share >= INSIDE
             self._tumour[slide_id] = tumour if tumour is not None and bool(tumour.any()) else None
         tumour = self._tumour[slide_id]
-        return None if tumour is None else tumour.to(device)
+        return None if tumour is None else to_device(tumour, device)
 
 
 def _in_place(chosen: Tensor, order: Tensor | None, size: int | None) -> Tensor:
