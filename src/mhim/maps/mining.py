@@ -241,12 +241,13 @@ def mining_picture(
         scale = Scale.fit("attention", [each.salience], len(source.run.classes), 0.85, 0.12)
         top = limit_width(draw_map(underlay, lattice, each.salience, scale), COLUMN_PX)
         fates = limit_width(draw_fates(underlay, lattice, each.fate), COLUMN_PX)
-        where = f"{each.moment}: {each.epochs_done} of {each.epochs} epochs"
-        columns.append([(f"salience, {where}", top), (_words(each, bag), fates)])
+        where = f"{each.moment}, {each.epochs_done} of {each.epochs} epochs"
+        columns.append([(f"{where}: salience to {each.salience.max():.3g}", top), (_words(each, bag), fates)])
     keys = ", ".join(f"{name} = {said}" for name, said in _KEY.items())
     lines = [
         f"{source.run.config.title}, fold {source.prediction(slide_id).fold}: its teacher never saw this slide",
         keys,
+        "salience: what the mask ranks, raw, each picture on its own scale from pale to yellow; shares are of tiles",
     ]
     return panel(Caption(slide_id, tuple(lines)), columns, [None] * len(columns))
 
@@ -263,5 +264,5 @@ def _words(each: MinedSlide, bag: Bag) -> str:
     text = f"kept {each.kept.mean():.0%}, high {each.high.mean():.1%}"
     if bag.annotation_fraction is not None and (bag.annotation_fraction >= 0.5).any():
         inside = bag.annotation_fraction >= 0.5
-        text += f"; tumour {each.kept[inside].mean():.0%}, {each.high[inside].mean():.0%}"
+        text += f"; of the tumour {each.kept[inside].mean():.0%}, {each.high[inside].mean():.0%}"
     return text

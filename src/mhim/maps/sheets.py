@@ -185,7 +185,7 @@ def _write(target: Path, source: RunMaps, ranked: ClassTiles, pictures: Sequence
         for number, (end, tile) in enumerate(ends)
     ]
     write_table(target.with_name(f"{target.name}.csv"), pd.DataFrame(records))
-    words = [f"{r['probability']:.4g}  {r['slide_id']}  ({r['true'] or 'new'})" for r in records]
+    words = [f"{r['probability']:.4f}  {r['slide_id']}  ({r['true'] or 'new'})" for r in records]
     drawn = list(zip(words, pictures, strict=True))
     split = len(ranked.top)
     caption = Caption(
