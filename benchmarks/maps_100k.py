@@ -65,16 +65,27 @@ def draw(folder: Path) -> None:
     from mhim.training.runs import open_run
 
     runs, place = [open_run(folder / "run")], {"features": folder / "new", "fold": 0}
-    spent = {}
-    start = time.perf_counter()
+    spent: dict[str, tuple[float, float]] = {}
+    before = read_clocks()
     failed = dict(draw_maps(runs, folder / "maps", MapConfig.model_validate(place)).failed)
-    spent["maps"], start = time.perf_counter() - start, time.perf_counter()
+    spent["maps"], before = since(before), read_clocks()
     formats = ("geojson", "ome-tiff")
     failed |= export_maps(runs, folder / "exports", ExportConfig.model_validate(place | {"formats": formats})).failed
-    spent["exports"] = time.perf_counter() - start
+    spent["exports"] = since(before)
     if failed:
         raise SystemExit(str(failed))
     print(json.dumps(spent))
+
+
+def read_clocks() -> tuple[float, float]:
+    """Wall time and CPU time of this process, seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(before: tuple[float, float]) -> tuple[float, float]:
+    """What passed on both clocks."""
+    wall, cpu = read_clocks()
+    return wall - before[0], cpu - before[1]
 
 
 def main(tiles: int) -> None:
@@ -87,12 +98,13 @@ def main(tiles: int) -> None:
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         spent = json.loads(said.stdout.splitlines()[-1])
+        parts = {name: f"{of_wall:.1f} s ({of_cpu:.1f} CPU s)" for name, (of_wall, of_cpu) in spent.items()}
         sizes = {path.suffix: path.stat().st_size / 1e6 for path in folder.glob("exports/large/*")}
         size = ", ".join(f"{suffix} {megabytes:.1f} MB" for suffix, megabytes in sorted(sizes.items()))
         peak = json.loads((folder / "peak.json").read_text()) / 1024
         print(
-            f"{tiles} tiles: {wall:.1f} s ({cpu:.1f} CPU s; maps {spent['maps']:.1f} s, exports "
-            f"{spent['exports']:.1f} s), peak {peak:.0f} MiB; {size}"
+            f"{tiles} tiles: {wall:.1f} s ({cpu:.1f} CPU s); maps {parts['maps']}, exports {parts['exports']}; "
+            f"peak {peak:.0f} MiB; {size}"
         )
 
 

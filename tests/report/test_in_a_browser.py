@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,10 @@ WIDTHS_PX = (380, 820, 1400)
 def tab(runs: list[Run], maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = chromium()
     if program is None:
-        pytest.skip("no Chromium on this machine (install the package chromium)")
+        reason = "no Chromium on this machine (install the package chromium)"
+        if os.environ.get("MHIM_BROWSER") == "required":  # a gate that must not pass without it
+            pytest.fail(reason)
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("browser")
     write_report(runs, folder / "report.html", ReportConfig.model_validate({"resamples": 100, "slides": 3}), maps)
     with browser(program, folder / "profile") as opened:
