@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from mhim.checkpoint import load_model, read_metadata, save_model
 from mhim.errors import ConfigError, FeatureError
+from mhim.kernels import Bags
 from mhim.models import MILOutput, models
 
 PER_INSTANCE = {
@@ -131,6 +132,19 @@ def test_losses_are_finite_scalars(subject, bag, n):
     assert terms
     assert all(term.shape == () and term.isfinite() and term >= 0 for term in terms.values())
     assert sum(terms.values()).requires_grad
+
+
+def test_several_bags_are_each_bag_by_itself(subject, bag):
+    """In the order given, on chosen rows as on all, with and without what has a row per instance."""
+    model, bags = subject.build().double(), Bags([bag(n) for n in (7, 1, 40, 2)])
+    rows = [torch.tensor(part) for part in ([0, 3, 6], [0], [39, 2, 5, 7, 11], [1])]
+    for chosen in (None, rows):
+        for place, found in enumerate(model.forward_bags(bags, chosen)):
+            expected = quantities(model(bags[place], None if chosen is None else chosen[place]))
+            assert quantities(found).keys() == expected.keys()
+            assert_close(quantities(found), expected, rtol=1e-9, atol=1e-11)
+    for features, found in zip(bags, model.forward_bags(bags, instances=False), strict=True):
+        assert_close(found.logits, model(features).logits, rtol=1e-9, atol=1e-11)
 
 
 def test_saved_and_loaded_it_is_the_same_to_the_bit(subject, bag, tmp_path):

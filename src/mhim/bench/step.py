@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhim.config import merge
-from mhim.kernels import keep_heap
+from mhim.kernels import keep_heap, to_device
 from mhim.methods import Method, Step, methods
 from mhim.models import models
 from mhim.presets import preset_names, read_preset
@@ -92,7 +92,7 @@ def make_step(
 
     def step(features: Tensor, label: int | Tensor) -> Tensor:
         nonlocal done
-        features, target = trained.model.check(features), torch.as_tensor(label, device=place)
+        features, target = trained.model.check(features), to_device(torch.as_tensor(label), place)
         if trained.model.shuffles_in_training:
             features = features.index_select(0, torch.randperm(len(features), generator=generator).to(place))
         now = Step(done % TOTAL_STEPS, TOTAL_STEPS, generator)
