@@ -87,7 +87,7 @@ class Slide(Protocol):
 
 
 def open_slide(
-    path: Path,
+    path: str | Path,
     slide_id: str | None = None,
     mpp0: float | None = None,
     mpp0_source: str = "option",
@@ -111,6 +111,7 @@ def open_slide(
         ConfigError: unknown reader, or the reading libraries are not installed.
     """
     check_reader(reader)
+    path = Path(path)
     if not path.exists():
         raise SlideError(f"{path}: no such slide file")
     try:

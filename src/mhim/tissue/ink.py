@@ -2,7 +2,7 @@
 
 Haematoxylin, eosin and the brown of DAB all absorb green more than red: stained tissue has R > G. Blue,
 green, teal and cyan inks have not. Red and orange inks are recognised by blue that is as dark as green,
-black ink and cover-slip edges by being dark without colour. On slides whose own stain is blue or green
+violet and crimson inks by being denser and more even than the stains of their hue, black ink and cover-slip edges by being dark without colour. On slides whose own stain is blue or green
 (Giemsa, trichrome, a bare counterstain) the cool colours are the tissue; texture and share decide.
 """
 
@@ -72,6 +72,7 @@ def find_ink(planes: Planes, um_per_cell: float) -> Plane:
     marks |= _over_tissue(planes, coloured, marks)
     marks |= _violet_ink(planes, coloured, cell_um2)
     marks |= _warm_ink(planes, coloured & ~marks & 1, cell_um2)
+    marks |= _crimson_ink(planes, coloured, cell_um2)
     marks |= _dark_marks(planes, um_per_cell / size)
     if marks.any():
         marks = np.asarray(cv2.dilate(marks, disc(2 * max(MARGIN_UM * size, um_per_cell), um_per_cell)))
@@ -153,6 +154,24 @@ def _warm_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     pen = components(weak, sure, MIN_MARK_UM2 / cell_um2, least_share=0.3)
     if _count(pen) > 0.6 * _count(coloured) and _roughness(planes.darkest, pen) > SURE_STAIN_ROUGHNESS:
         return np.zeros_like(coloured)
+    return _blood_left_out(pen, np.asarray(excess), planes.green, coloured)
+
+
+def _crimson_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
+    """Crimson and rose strokes: the hue of eosin, but denser and more vivid than stain is, and even."""
+    import cv2
+
+    none = np.zeros_like(coloured)
+    excess = cv2.subtract(planes.red, planes.green)
+    red = _above(excess, 80) & _not_above(planes.blue, planes.red)
+    sure = red & (_not_above(planes.green, 46) | _above(excess, 155))
+    if _count(sure) * cell_um2 < MIN_MARK_UM2:
+        return none
+    weak = sure | (red & (_not_above(planes.green, 76) | _above(excess, 140)))
+    weak = np.asarray(cv2.morphologyEx(weak, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
+    pen = components(weak, sure & weak, 4 * MIN_MARK_UM2 / cell_um2, least_share=0.6)
+    if _count(pen) > STAIN_SHARE * _count(coloured) or _roughness(planes.green, pen) > STAIN_ROUGHNESS:
+        return none
     return _blood_left_out(pen, np.asarray(excess), planes.green, coloured)
 
 
