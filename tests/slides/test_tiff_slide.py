@@ -44,6 +44,23 @@ def test_equal_to_openslide(path, mpp):
     np.testing.assert_array_equal(out, theirs)
 
 
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("stray", [None, (3, 0), (100_000, 0), (-1, 0)])
+def test_whole_stored_tiles(path, level, stray):
+    """In any order and repeated, on both levels, alone and beside one that is no stored tile: OpenSlide's pixels."""
+    with open_slide(path) as slide, open_slide(path, reader="openslide") as reference:
+        side = slide.levels[level].tile_px[0]
+        step, mpp = side * 2**level, slide.mpp0 * 2**level
+        corners = np.array([(1, 2), (0, 0), (1, 0), (1, 2)]) * step
+        if stray is not None:
+            corners = np.concatenate([corners[:2], np.multiply([stray], 2**level), corners[2:]])
+        out, theirs = (np.empty((len(corners), side, side, 3), np.uint8) for _ in range(2))
+        slide.read_many(corners, side, mpp, out)
+        reference.read_many(corners, side, mpp, theirs)
+    np.testing.assert_array_equal(out, theirs)
+    assert len(np.unique(out.reshape(len(out), -1), axis=0)) == len(np.unique(corners, axis=0))
+
+
 def test_each_stored_tile_is_decoded_once(path, monkeypatch):
     """Over a raster of tiles off the lattice, in several calls; threads get the same pixels."""
     corners = np.stack(np.meshgrid(np.arange(10, 400, 48), np.arange(7, 300, 48)), axis=-1).reshape(-1, 2)

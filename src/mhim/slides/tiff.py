@@ -79,6 +79,11 @@ class TiffSlide(SlideBase):
     ) -> None:
         """Fill ``out`` with square tiles, every stored tile decoded once; see ``mhim.slides.Slide``."""
         check_request(self.slide_id, xy_px0, size_px, out)
+        keys = self._stored_keys(xy_px0, size_px, mpp, mode)
+        if keys is not None:
+            for key, tile in zip(keys, out, strict=True):
+                self._decode(key, tile)
+            return
         order = np.lexsort((xy_px0[:, 0], xy_px0[:, 1])).tolist()
         corners: list[tuple[int, int]] = [(x, y) for x, y in xy_px0[order].tolist()]
         plan = _Plan(self, corners, (size_px, size_px), mpp, mode)
@@ -134,6 +139,20 @@ class TiffSlide(SlideBase):
             key=lambda choice: choice[1],
         )
         return index, reduction
+
+    def _stored_keys(self, xy_px0: NDArray[np.integer], size_px: int, mpp: float, mode: Mode) -> list[Key] | None:
+        """The stored tiles that are wanted, whole and as they are; None where anything else is wanted."""
+        level, reduction = self._choose(mpp, mode)
+        lattice = self.lattice(level, reduction)
+        is_scaled = abs(self.source_scale(mpp, mode) - 1) * size_px >= SAME_PX
+        if is_scaled or lattice.tile_px != (size_px, size_px):
+            return None
+        places = xy_px0 / (size_px * reduction * np.array(self.levels[level].downsample))
+        whole = np.rint(places)
+        is_off = np.abs(places - whole).max(initial=0) * size_px > SHIFT_TOLERANCE_PX
+        if is_off or (whole < 0).any() or ((whole + 1) * size_px > lattice.size_px).any():
+            return None
+        return [(level, reduction, row, column) for column, row in whole.astype(np.int64).tolist()]
 
     def _decode(self, key: Key, into: Pixels | None) -> Pixels:
         level, reduction, row, column = key
