@@ -12,6 +12,8 @@ median of further passes in the same process. Peak memory is the growth of the p
 * ``stain``: the default: coarsest level, ``mhim.tissue.segment_tissue``, then ``mhim.tiles.plan_tiles``.
 * ``clam:tcga``: our own implementation of CLAM's segmentation and grid from its published description
   (OpenSlide, level of downsampling 64, contours); not CLAM's program.
+* ``clam-plain``: the same as CLAM's program does it: OpenSlide, and one point after the other tested against the
+  contours in a loop over tiles (``tests/clam_oracle.py``); without its worker processes.
 * ``tile-otsu``: our own implementation of the manner of TRIDENT's Otsu segmenter as described in public: the
   slide is read in tiles of 512 px at 8 um per px (1.25 x), each is thresholded by its own Otsu on saturation,
   the tiles are stitched, and a lattice is laid over; not TRIDENT's program, and without its worker processes.
@@ -30,7 +32,7 @@ import time
 from pathlib import Path
 
 MPP = 0.25
-METHODS = ("stain", "clam:tcga", "tile-otsu")
+METHODS = ("stain", "clam:tcga", "clam-plain", "tile-otsu")
 PASSES = 5
 TILES = {"mpp": 0.5, "size_px": 256}
 
@@ -141,6 +143,17 @@ def tile_otsu(slide, size_px: int = 512, mpp: float = 8.0):
     return TissueMask(cells[:height, :width], (mpp / slide.mpp0,) * 2, mpp, "tile-otsu")
 
 
+def clam_plain(path: Path):
+    """CLAM's tiles of a slide one point at a time, as a function without arguments that counts them."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import openslide
+
+    import clam_oracle
+
+    file = openslide.OpenSlide(path)
+    return lambda: len(clam_oracle.coordinates(file, "tcga", 512, 512))
+
+
 def measure(path: Path, method: str) -> dict[str, float]:
     """One method on one slide, in this process."""
     import cv2
@@ -152,16 +165,22 @@ def measure(path: Path, method: str) -> dict[str, float]:
     from mhim.tissue import TissueConfig, segment_tissue, stored_downsamples
 
     cv2.setNumThreads(1)
-    is_old = method == "tile-otsu"
-    slide = OpenSlideSlide(path) if is_old else open_slide(path)
+    slide = OpenSlideSlide(path) if method == "tile-otsu" else open_slide(path)
     downsamples = stored_downsamples(slide)
+    plain = clam_plain(path) if method == "clam-plain" else None
     before = _memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     spec = TileSpec(size_px=512, level=0) if method.startswith("clam") else TileSpec(**TILES)
 
+    def tissue_of():
+        config = TissueConfig(method="clam:tcga" if plain else method)
+        return tile_otsu(slide) if method == "tile-otsu" else segment_tissue(slide, config)
+
     def once():
         start = time.process_time()
-        tissue = tile_otsu(slide) if is_old else segment_tissue(slide, TissueConfig(method=method))
+        if plain:
+            return None, plain(), (time.process_time() - start) * 1e3, 0.0
+        tissue = tissue_of()
         segmented = time.process_time()
         count = len(plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, downsamples=downsamples))
         return tissue, count, (time.process_time() - start) * 1e3, (segmented - start) * 1e3
@@ -169,6 +188,7 @@ def measure(path: Path, method: str) -> dict[str, float]:
     tissue, count, cpu_ms, mask_ms = once()
     later_ms = sorted(once()[2] for _ in range(PASSES))[PASSES // 2]
     peak_mb = _memory_mb("VmHWM") - before
+    tissue = tissue or tissue_of()
     truth = np.load(path.with_suffix(".npy"))
     found = cv2.resize(tissue.cells.astype(np.uint8), truth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     return {

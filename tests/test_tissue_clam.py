@@ -2,10 +2,12 @@
 
 import cv2
 import numpy as np
+import openslide
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clam_oracle import coordinates
 from mhim.bag import read_attributes
 from mhim.cohort import read_slides
 from mhim.errors import ConfigError, SlideError
@@ -14,7 +16,7 @@ from mhim.slides.array import ArraySlide
 from mhim.tile_io import load_grid
 from mhim.tiles import TileConfig, TileScale, TileSpec, as_clam, clam_tiles, plan_tiles, tile_scale
 from mhim.tiling import tile_slides
-from mhim.tissue import Outline, TissueConfig, TissueMask, place_in_ring, segment_tissue
+from mhim.tissue import Outline, TissueConfig, TissueMask, place_in_ring, segment_tissue, stored_downsamples
 from mhim.tissue.clam import PRESETS, ClamPreset, clam_preset, clam_rings, segment_clam
 from mhim.tissue.regions import ClamRules, filled, outlines_of
 
@@ -42,6 +44,23 @@ def test_equal_to_the_coordinates_of_clam(shared):
             else:
                 with pytest.raises(SlideError, match="no tissue found"):
                     plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, name, (1.0,))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs", "bone_jpeg.dcm"])
+def test_equal_to_a_plain_reading(shared, preset, name):
+    """Every preset and several sizes and levels against loops over tiles: the same tiles in the same order."""
+    path = shared / "data" / "wsi_samples" / name
+    mpp0 = None if name.endswith(".dcm") else 0.499
+    with open_slide(path, mpp0=mpp0) as slide, openslide.OpenSlide(path) as file:
+        tissue, downsamples = segment_tissue(slide, TissueConfig(method=f"clam:{preset}")), stored_downsamples(slide)
+        for size, step, level in ((512, 512, 0), (224, 112, 0), (100, 77, 0), (33, 50, 0), (64, 64, 1)):
+            if level >= len(downsamples):
+                continue
+            spec = TileSpec(size_px=size, stride_px=step, level=level)
+            scale = tile_scale(spec, slide.mpp0, downsamples)
+            found = clam_tiles(tissue, slide.size_px0, scale)
+            assert list(map(tuple, found.tolist())) == coordinates(file, preset, size, step, level)
 
 
 def test_the_verb_gives_the_same_and_says_the_true_scale(shared, tmp_path):

@@ -120,7 +120,9 @@ def test_blue_stain_is_not_ink(shared):
     assert 0.72 < mask.fraction < 0.88
 
 
-@pytest.mark.parametrize("colour", [(150, 165, 205), (120, 75, 50), (205, 130, 175), (90, 60, 140), (190, 60, 110), (160, 50, 95)])
+@pytest.mark.parametrize(
+    "colour", [(150, 165, 205), (120, 75, 50), (205, 130, 175), (90, 60, 140), (190, 60, 110), (160, 50, 95)]
+)
 def test_stains_are_not_ink(colour):
     """Counterstain, DAB, H&E, dense haematoxylin and strong eosin with the texture of tissue are all kept."""
     rng = np.random.default_rng(0)

@@ -2,8 +2,9 @@
 
 Haematoxylin, eosin and the brown of DAB all absorb green more than red: stained tissue has R > G. Blue,
 green, teal and cyan inks have not. Red and orange inks are recognised by blue that is as dark as green,
-violet and crimson inks by being denser and more even than the stains of their hue, black ink and cover-slip edges by being dark without colour. On slides whose own stain is blue or green
-(Giemsa, trichrome, a bare counterstain) the cool colours are the tissue; texture and share decide.
+violet and crimson inks by being denser and more even than stains of their hue, black ink and cover-slip
+edges by being dark without colour. On slides whose own stain is blue or green (Giemsa, trichrome, a bare
+counterstain) the cool colours are the tissue; texture and share decide.
 """
 
 from __future__ import annotations
