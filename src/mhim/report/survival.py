@@ -51,7 +51,7 @@ def survival_curves(run: Run) -> list[Figure]:
         defined = np.isfinite(steps.low) & np.isfinite(steps.high)
         low, high = (np.where(defined, limit, steps.survival) for limit in (steps.low, steps.high))
         x = np.append(np.repeat(steps.times, 2)[1:], group.times.max())
-        marks.append(Band(x, _held(low), _held(high)))
+        marks.append(Band(x, _held(low), _held(high), f"band {css}"))
         marks.append(Line(x, _held(steps.survival), css, label=f"{name} risk"))
     p_value = log_rank(groups["high"], groups["low"])
     said = "not defined" if p_value is None else "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.4f}"
