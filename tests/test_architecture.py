@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tile_sheet",),
     ("tiling", "encode", "convert", "training"),
     (
+        "case_level",
         "evaluation",
         "reproduce",
     ),

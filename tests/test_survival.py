@@ -10,9 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import CensoredData, ecdf
 
 from mhim.errors import CohortError
-from mhim.survival import assign_bins, concordance, hazard_loss, risk, survival_curve, time_bins
+from mhim.survival import (
+    SurvivalPredictions,
+    assign_bins,
+    censoring_weights,
+    concordance,
+    concordance_ipcw,
+    hazard_loss,
+    resampled_c_index_ipcw,
+    risk,
+    survival_curve,
+    time_bins,
+)
 
 
 def golden(shared: Path) -> dict[str, Any]:
@@ -77,3 +89,78 @@ def test_concordance_by_hand() -> None:
     # equal times: an event comes before a censored case, two events are not compared
     assert concordance(np.array([1.0, 1.0]), np.array([True, False]), np.array([2.0, 1.0])) == 1.0
     assert concordance(np.array([1.0, 1.0]), np.array([True, True]), np.array([2.0, 1.0])) is None
+
+
+def follow_up(seed: int, cases: int = 40, ties: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times (whole months, many equal, if there are ties), a third censored; risks that say something, some equal."""
+    rng = np.random.default_rng(seed)
+    death, leaving = rng.exponential(20, cases), rng.exponential(40, cases)
+    risks = np.round(-death / 20 + rng.normal(size=cases), 1)
+    times = np.minimum(death, leaving)
+    return np.ceil(times) if ties else times, death <= leaving, risks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_uno_concordance_is_that_of_counting_pairs(seed: int) -> None:
+    times, events, risks = follow_up(seed)
+    right = total = 0.0
+    for i in np.flatnonzero(events):
+        staying = 1.0
+        for moment in np.unique(times[~events & (times < times[i])]):
+            leaving = ((times == moment) & ~events).sum()
+            staying *= 1 - leaving / ((times > moment).sum() + leaving)
+        for j in range(len(times)):
+            if times[j] > times[i] or (times[j] == times[i] and not events[j]):
+                total += staying**-2
+                right += staying**-2 * (0.5 if risks[i] == risks[j] else float(risks[i] > risks[j]))
+    assert concordance_ipcw(times, events, risks) == pytest.approx(right / total)
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, 0.7180899559852001), (1, 0.7334441210974104)])
+def test_uno_concordance_is_scikit_survivals(seed: int, expected: float) -> None:
+    """Golden values of concordance_index_ipcw of scikit-survival 0.28 (GPL: not a dependency), times without ties."""
+    times, events, risks = follow_up(seed, ties=False)
+    assert concordance_ipcw(times, events, risks) == pytest.approx(expected, rel=1e-12)
+
+
+def test_uno_concordance_without_censoring_is_harrells() -> None:
+    times, _, risks = follow_up(1)
+    everybody = np.ones(len(times), dtype=bool)
+    assert concordance_ipcw(times, everybody, risks) == pytest.approx(concordance(times, everybody, risks))
+    assert concordance_ipcw(times, ~everybody, risks) is None
+
+
+def test_the_distribution_of_censoring_is_scipys() -> None:
+    times, events, _ = follow_up(2)
+    times = times + np.where(events, 0.0, 0.5)  # no event and censored case at one time: no rule for ties is needed
+    staying = ecdf(CensoredData.right_censored(times, events)).sf
+    weights = censoring_weights(times, events, np.ones((1, len(times))))[0]
+    np.testing.assert_allclose(weights, np.where(events, staying.evaluate(times) ** -2.0, 0.0))
+
+
+def test_harrells_c_drifts_with_censoring_and_unos_does_not() -> None:
+    """Heavy censoring of late times keeps the early pairs, which this risk orders better; Uno's C stays."""
+    rng = np.random.default_rng(0)
+    death, leaving = rng.exponential(1, 1500), rng.exponential(0.7, 1500)
+    risks = np.where(death < 0.5, -death, rng.normal(size=1500) - 2)
+    truth = concordance(death, np.ones(1500, dtype=bool), risks)
+    times, events = np.minimum(death, leaving), death <= leaving
+    harrell, uno = concordance(times, events, risks), concordance_ipcw(times, events, risks)
+    assert truth is not None
+    assert harrell is not None
+    assert uno is not None
+    assert harrell - truth > 0.06
+    assert abs(uno - truth) < 0.03
+
+
+def test_resampled_uno_concordance_is_that_of_the_cases_drawn() -> None:
+    times, events, _ = follow_up(3)
+    rng = np.random.default_rng(3)
+    said = SurvivalPredictions(np.arange(40).astype(np.str_), times, events, rng.normal(size=(40, 4)))
+    drawn = rng.multinomial(40, np.full(40, 1 / 40), size=10).astype(np.float64)
+    drawn[9] = 0
+    values = resampled_c_index_ipcw(said, drawn)
+    for value, counts in zip(values[:9], drawn[:9].astype(np.int64), strict=True):
+        rows = np.repeat(np.arange(40), counts)
+        assert value == pytest.approx(concordance_ipcw(times[rows], events[rows], said.risks[rows]))
+    assert np.isnan(values[9])

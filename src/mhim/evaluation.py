@@ -96,7 +96,7 @@ def evaluate_run(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
         "chosen_by": run.info["chosen_by"],
         "interval": f"95 % percentile bootstrap over cases, {resamples} resamples",
         "folds": [
-            {"fold": index, f"n_{run.task.unit}s": len(fold), "best_epoch": run.fold_info(index)["best_epoch"]} | entry
+            {"fold": index, f"n_{run.unit}s": len(fold), "best_epoch": run.fold_info(index)["best_epoch"]} | entry
             for index, (fold, entry) in enumerate(zip(folds, per_fold, strict=True))
         ],
         "fold_mean": mean,
@@ -114,9 +114,9 @@ def _validation(run: Run) -> list[Any] | None:
 
 
 def write_metrics(run: Run, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Evaluate a run and write its ``metrics.json``."""
+    """Evaluate a run and write its ``metrics.json``; ``metrics_by_case.json`` for slides that are scored by case."""
     metrics = evaluate_run(run, resamples)
-    write_json(run.path / "metrics.json", metrics)
+    write_json(run.path / ("metrics.json" if run.unit == run.task.unit else f"metrics_by_{run.unit}.json"), metrics)
     return metrics
 
 
@@ -222,10 +222,10 @@ def format_estimate(estimate: Estimate | None, digits: int = 3, sign: bool = Fal
 def table_rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the results table, as text."""
     if "c_index" in summaries[0].estimates:
-        return ["model", "C-index [95 % CI]", "difference in C-index"], [
+        return ["model", "C-index [95 % CI]", "C-index, IPCW", "difference in C-index"], [
             [
                 summary.title,
-                format_estimate(summary.estimates["c_index"]),
+                *(format_estimate(summary.estimates[name]) for name in SURVIVAL_METRICS),
                 format_estimate(summary.difference.get("c_index"), sign=True),
             ]
             for summary in summaries

@@ -22,7 +22,7 @@ from mhim.metrics import (
     slide_brier,
     slide_log_loss,
 )
-from mhim.survival import SurvivalPredictions, resampled_c_index
+from mhim.survival import SurvivalPredictions, resampled_c_index, resampled_c_index_ipcw
 
 Weights = NDArray[np.float64]
 Values = NDArray[np.float64]
@@ -171,7 +171,10 @@ RESAMPLED: dict[str, Callable[[Predictions, Weights], Values]] = {
     "brier": brier,
     "ece": ece,
 }
-RESAMPLED_SURVIVAL: dict[str, Callable[[Any, Weights], Values]] = {"c_index": resampled_c_index}
+RESAMPLED_SURVIVAL: dict[str, Callable[[Any, Weights], Values]] = {
+    "c_index": resampled_c_index,
+    "c_index_ipcw": resampled_c_index_ipcw,
+}
 
 
 def _rates(positive: NDArray[np.bool_], score: Values, weights: Weights) -> tuple[Weights, Weights]:

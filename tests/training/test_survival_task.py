@@ -289,7 +289,7 @@ def test_table_report_and_what_survival_runs_refuse(folder: Path, tmp_path: Path
     few = {"seed": 1, "task": {"name": "survival", "bins": 3}, "train": {"epochs": 1}}
     other = train_all(small_plan(folder, **merge(SURVIVAL, few)), tmp_path / "other")
     header, rows = table_rows(summarise([run, other], 200))
-    assert header == ["model", "C-index [95 % CI]", "difference in C-index"]
+    assert header == ["model", "C-index [95 % CI]", "C-index, IPCW", "difference in C-index"]
     assert float(rows[0][1].split()[0]) > 0.65
     write_report([run, other], tmp_path / "a.html", validate(ReportConfig, {"resamples": 100}, "test"))
     text = (tmp_path / "a.html").read_text()

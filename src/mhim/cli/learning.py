@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -61,6 +61,7 @@ def add_to(app: typer.Typer) -> None:
             "mhim evaluate runs/mhim",
             "mhim evaluate runs/abmil runs/mhim --markdown table.md",
             "mhim evaluate runs/mhim_0 runs/mhim_1 --compare runs/abmil_0 --compare runs/abmil_1",
+            "mhim evaluate runs/mhim --by-case mean",
         )
     )(evaluate)
 
@@ -337,27 +338,37 @@ def evaluate(
             help="Run to compare with, pair by pair over folds and seeds, with tests. Repeatable: one a seed."
         ),
     ] = None,
+    case: Annotated[
+        Literal["mean", "max"] | None,
+        typer.Option(
+            "--by-case", help="Score cases, not slides: mean of their slides' probabilities, or the highest slide."
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table in Markdown here.")] = None,
     plugin: Plugin = None,
 ) -> None:
     """Score runs on their test parts: metrics with case-bootstrap intervals, differences on the same draws.
 
-    Writes metrics.json into every run folder. Runs of the same model and method (several seeds) make one row. With
-    --compare, two questions are answered for each other row, each with its interval and p: would the difference hold
-    on other patients (case bootstrap, DeLong), and with other training sets (corrected t-test over folds and seeds)?
+    Writes metrics.json (--by-case: metrics_by_case.json) into every run folder. Runs of the same model and method
+    (several seeds) make one row. With --compare, two questions are answered for each other row, each with its interval
+    and p: would the difference hold on other patients (case bootstrap, DeLong), and with other training sets
+    (corrected t-test over folds and seeds)?
     """
     from mhim.artefacts import write_text
+    from mhim.case_level import by_case, sentence
     from mhim.evaluation import caution_of, markdown_rows, summarise, table_rows, write_metrics
     from mhim.paired_runs import HEADER, compare_summaries, paired_notes, paired_rows
     from mhim.training.runs import open_run
 
     load_plugins(plugin)
     opened = [open_run(path) for path in [*(compare or []), *runs]]
+    if case is not None:
+        opened = [by_case(run, case) for run in opened]
     for run in opened:
         write_metrics(run, resamples)
     summaries = summarise(opened, resamples)
-    tables, notes = [table_rows(summaries)], caution_of(opened)
+    tables, notes = [table_rows(summaries)], [*caution_of(opened), *([] if case is None else [sentence(case)])]
     if compare:
         pairs = compare_summaries(opened, summaries, resamples)
         tables.append((list(HEADER), paired_rows(summaries, pairs)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mhim.evaluation import Estimate, Summary, fold_predictions, format_estimate
 from mhim.report.curves import Figure
 from mhim.report.svg import Axes, Band, Line, chart
-from mhim.survival import SurvivalPredictions, kaplan_meier, log_rank
+from mhim.survival import SURVIVAL_METRICS, SurvivalPredictions, kaplan_meier, log_rank
 from mhim.training.runs import Run
 
 FEW_EVENTS = 10
@@ -111,20 +111,21 @@ def fold_rows(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def result_rows(run: Run, metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """C-index by fold, their mean, and pooled."""
+    """Both C-indices by fold, their mean, and pooled."""
     rows = []
     for entry in metrics["folds"]:
-        value = entry["c_index"]
         fact = run.fold_info(entry["fold"])
         edges = ", ".join(f"{edge:g}" for edge in np.round(fact["time_edges"][1:-1], 3))
-        rows.append(
-            [f"fold {entry['fold']}", "-" if value is None else f"{value:.3f}", str(entry["best_epoch"]), edges]
-        )
+        values = [format_estimate(Estimate(entry[name], None)) for name in SURVIVAL_METRICS]
+        rows.append([f"fold {entry['fold']}", *values, str(entry["best_epoch"]), edges])
     for label, key in (("mean", "fold_mean"), ("pooled", "pooled")):
-        said = metrics[key]["c_index"]
-        limits = None if None in (said["low"], said["high"]) else (said["low"], said["high"])
-        rows.append([label, format_estimate(Estimate(said["value"], limits)), "", ""])
-    return ["fold", "C-index", "best epoch", "edges of the bins of time"], rows
+        rows.append([label, *(_with_interval(metrics[key][name]) for name in SURVIVAL_METRICS), "", ""])
+    return ["fold", "C-index", "C-index, IPCW", "best epoch", "edges of the bins of time"], rows
+
+
+def _with_interval(said: Mapping[str, float | None]) -> str:
+    low, high = said["low"], said["high"]
+    return format_estimate(Estimate(said["value"], None if low is None or high is None else (low, high)))
 
 
 def survival_cautions(

@@ -155,6 +155,11 @@ class Run:
         """What the run learned."""
         return tasks.build(self.config.task)
 
+    @property
+    def unit(self) -> str:
+        """What a row of the predictions is: a slide, or a case."""
+        return self.task.unit
+
     def require_classes(self, what: str) -> None:
         """Refuse a run that has no classes.
 

@@ -105,8 +105,8 @@ class Task:
         return set(zip(table["slide_id"], table["case_id"], table["y_true"], strict=True))
 
     def counts(self, table: pd.DataFrame) -> dict[str, int]:
-        """How much was tested."""
-        return {"n_slides": len(table)}
+        """How much was tested; a table by case says how many slides a case has."""
+        return {"n_slides": sum(table["n_slides"].tolist()) if "n_slides" in table else len(table)}
 
     def fold_facts(self, cohort: Cohort, fold: Fold) -> dict[str, Any]:
         """Further entries of ``fold.json``."""
