@@ -1,6 +1,7 @@
 """A contact sheet of real pictures: outline of the tissue in green, what was left out as ink or dark marks in orange.
 
     python benchmarks/tissue_sheet.py docs/images/tissue.jpg [--shared ../shared]
+    python benchmarks/tissue_sheet.py docs/images/inks.jpg --inks     # one of them under the inks of the tests
 
 Thumbnails without a scale are taken at 8, 16 or 0.5 um per px, which is an assumption; so is 0.5 for the TCGA sample.
 """
@@ -8,6 +9,7 @@ Thumbnails without a scale are taken at 8, 16 or 0.5 um per px, which is an assu
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ SLIDES = (
     "camelyon16_overview_multiframe.dcm",
     "tcga-cr-7395-01a-01-ts1.svs",
 )
-WIDTH, HEIGHT, COLUMNS = 330, 300, 5
+WIDTH, COLUMNS = 330, 5
 
 
 def pictures(shared: Path) -> Iterator[tuple[str, Slide]]:
@@ -44,6 +46,19 @@ def pictures(shared: Path) -> Iterator[tuple[str, Slide]]:
         yield name.split(".")[0], ArraySlide(pixels, mpp)
     for name in SLIDES:
         yield name.split(".")[0], open_slide(shared / "data" / "wsi_samples" / name, mpp0=0.5)
+
+
+def inked(shared: Path) -> Iterator[tuple[str, Slide]]:
+    """One real picture under a loop of each ink that the tests draw."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from test_tissue_ink import INKS, marked
+
+    name = "histoqc_coverslip_edge.png"
+    pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / name).convert("RGB"))
+    turn = np.linspace(0, 6, 60)
+    loop = np.stack([330 + 130 * np.cos(turn), 200 + 150 * np.sin(turn)], axis=1)
+    for ink in INKS:
+        yield ink, ArraySlide(marked(pixels, ink, loop, 22)[0], THUMBNAILS[name])
 
 
 def overlay(slide: Slide) -> tuple[NDArray[np.uint8], float]:
@@ -59,7 +74,7 @@ def overlay(slide: Slide) -> tuple[NDArray[np.uint8], float]:
 
     if mask.rejected is not None:
         rejected = to_picture(mask.rejected) > 0
-        picture[rejected] = 0.4 * picture[rejected] + 0.6 * np.array([255, 140, 0])
+        picture[rejected] = 0.6 * picture[rejected] + 0.4 * np.array([255, 140, 0])
     rings, _ = cv2.findContours(to_picture(mask.cells), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, rings, -1, (0, 160, 60), 2)
     return picture, mask.fraction
@@ -70,13 +85,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--inks", action="store_true", help="strokes of ink on one picture instead")
     options = parser.parse_args()
-    found = [(name, *overlay(slide)) for name, slide in pictures(options.shared)]
-    sheet = Image.new("RGB", (COLUMNS * WIDTH, -(-len(found) // COLUMNS) * HEIGHT), "white")
+    samples = inked if options.inks else pictures
+    found = [(name, *overlay(slide)) for name, slide in samples(options.shared)]
+    height = 230 if options.inks else 300
+    sheet = Image.new("RGB", (COLUMNS * WIDTH, -(-len(found) // COLUMNS) * height), "white")
     for index, (name, picture, fraction) in enumerate(found):
-        left, top = index % COLUMNS * WIDTH, index // COLUMNS * HEIGHT
+        left, top = index % COLUMNS * WIDTH, index // COLUMNS * height
         small = Image.fromarray(picture)
-        small.thumbnail((WIDTH - 8, HEIGHT - 24))
+        small.thumbnail((WIDTH - 8, height - 24))
         sheet.paste(small, (left + (WIDTH - small.width) // 2, top + 20))
         ImageDraw.Draw(sheet).text((left + 4, top + 4), f"{name}: {fraction:.0%}", fill="black")
     sheet.save(options.out, quality=82)

