@@ -165,10 +165,10 @@ def _crimson_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     none = np.zeros_like(coloured)
     excess = cv2.subtract(planes.red, planes.green)
     red = _above(excess, 80) & _not_above(planes.blue, planes.red)
-    sure = red & (_not_above(planes.green, 46) | _above(excess, 155))
+    sure: Plane = red & (_not_above(planes.green, 46) | _above(excess, 155))
     if _count(sure) * cell_um2 < MIN_MARK_UM2:
         return none
-    weak = sure | (red & (_not_above(planes.green, 76) | _above(excess, 140)))
+    weak: Plane = sure | (red & (_not_above(planes.green, 76) | _above(excess, 140)))
     weak = np.asarray(cv2.morphologyEx(np.asarray(weak, np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
     pen = components(weak, sure & weak, 4 * MIN_MARK_UM2 / cell_um2, least_share=0.6)
     if _count(pen) > STAIN_SHARE * _count(coloured) or _roughness(planes.green, pen) > STAIN_ROUGHNESS:
