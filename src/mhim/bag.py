@@ -6,8 +6,9 @@ level-0 pixels, and adds attributes that say at which scale and by which encoder
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mhim.artefacts as artefacts
+from mhim.config import fingerprint
 from mhim.errors import FeatureError
+from mhim.seal import checksum
 
 CHUNK_ROWS = 512
+"""Rows that are checked, or written by ``mhim encode``, at a time."""
+ALIGNMENT = 64
+"""Features begin at a multiple of this in a file and in memory, so that products of either give the same bits."""
+CONTENT_ATTRIBUTES = ("encoder", "encoder_weights_sha256", "mpp", "tile_size_level0")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ ATTRIBUTES: dict[str, str] = {
     "tile_count": "tiles that were planned on the slide",
     "failed_count": "tiles that could not be read and are left out, listed in failed_coords and failed_reason",
     "tissue_mask_id": "digest of the tissue mask",
+    "content_digest": "digest of features, coordinates, encoder and scale, set by mhim repack",
+    "content_facts": "digest of the encoder and scale that content_digest is of",
+    "content_checksum": "checksum of features and coordinates; a bag that does not fit it is refused",
+    "packed_by": "digest of the file and the options that mhim repack made it from",
     "config_fingerprint": "digest of the configuration that made the file",
     "input_fingerprint": "digest of the input that it was made from",
     "tool": "program that wrote the file",
@@ -96,11 +107,15 @@ def save_bag(path: Path, bag: Bag, precision: str = "float16") -> None:
     check_features(bag.features, path)
     _check_rows(bag, path)
     stored = to_storage(bag.features, precision, path)
-    with artefacts.atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        chunks = (min(CHUNK_ROWS, len(stored)), stored.shape[1])
-        file.create_dataset("features", data=stored, chunks=chunks)
+    with artefacts.atomic_path(path) as temporary, create_file(temporary) as file:
+        file.create_dataset("features", data=stored)
         write_facts(file, bag)
         file.attrs["complete"] = True
+
+
+def create_file(path: Path) -> h5py.File:
+    """A new HDF5 file whose arrays begin at multiples of ``ALIGNMENT``; features in one piece can then be mapped."""
+    return h5py.File(path, "w", locking=False, alignment_threshold=1, alignment_interval=ALIGNMENT)
 
 
 def write_facts(file: h5py.File, bag: Bag) -> None:
@@ -134,18 +149,22 @@ def check_features(features: NDArray[Any], source: object) -> None:
     Raises:
         FeatureError: not (N, D), zero instances, zero width, or NaN or infinite values; names ``source``.
     """
-    if features.ndim != 2:
-        raise FeatureError(f"{source}: features have shape {features.shape}, expected (instances, width)")
-    if len(features) == 0:
-        raise FeatureError(f"{source}: zero instances; was tissue found on this slide?")
-    if features.shape[1] == 0:
-        raise FeatureError(f"{source}: the features have width zero")
-    if features.dtype.kind != "f":
-        raise FeatureError(f"{source}: features are {features.dtype}, expected floating point")
+    _check_layout(features.shape, features.dtype, source)
     if not _all_finite(features):
         bad = ~np.isfinite(features).all(axis=1)
         count = f"{int(bad.sum())} of {len(features)} instances"
         raise FeatureError(f"{source}: {count} hold NaN or infinite features; encode the slide again")
+
+
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], source: object) -> None:
+    if len(shape) != 2:
+        raise FeatureError(f"{source}: features have shape {shape}, expected (instances, width)")
+    if shape[0] == 0:
+        raise FeatureError(f"{source}: zero instances; was tissue found on this slide?")
+    if shape[1] == 0:
+        raise FeatureError(f"{source}: the features have width zero")
+    if dtype.kind != "f":
+        raise FeatureError(f"{source}: features are {dtype}, expected floating point")
 
 
 def _all_finite(features: NDArray[Any]) -> bool:
@@ -169,40 +188,155 @@ def _check_rows(bag: Bag, source: object) -> None:
         raise FeatureError(f"{source}: 'annotation_fraction' holds values outside 0 to 1")
 
 
+def content_facts(bag: Bag) -> str:
+    """Digest of what is learned from besides the numbers: type, shape, encoder, scale."""
+    facts = [bag.features.dtype.str, bag.features.shape, *(bag.attributes.get(key) for key in CONTENT_ATTRIBUTES)]
+    return fingerprint([str(fact) for fact in facts])
+
+
+def content_digest(bag: Bag) -> str:
+    """16 hexadecimal digits that identify what is learned from: features, their type, coordinates, encoder, scale.
+
+    Where the file lies, and where its slide lay, is no part of it. A packed bag (:func:`seal`) holds it; it is taken
+    from there, so check the content first.
+    """
+    facts = content_facts(bag)
+    if bag.attributes.get("content_facts") == facts and "content_digest" in bag.attributes:
+        return str(bag.attributes["content_digest"])
+    digest = hashlib.sha256(facts.encode())
+    digest.update(np.ascontiguousarray(bag.features).data)
+    if bag.xy_px0 is not None:
+        digest.update(np.ascontiguousarray(bag.xy_px0).data)
+    return digest.hexdigest()[:16]
+
+
+def seal(bag: Bag) -> Bag:
+    """The bag with its digest and checksum among its attributes: it is checked in one pass at the speed of memory."""
+    kept = {key: value for key, value in bag.attributes.items() if not key.startswith("content_")}
+    plain = replace(bag, attributes=kept)
+    sealed = {
+        "content_digest": content_digest(plain),
+        "content_facts": content_facts(plain),
+        "content_checksum": checksum(bag.features, bag.xy_px0),
+    }
+    return replace(bag, attributes=kept | sealed)
+
+
+def check_content(bag: Bag, source: object) -> None:
+    """Refuse a bag that cannot be learned from: by its seal where it has one, else number by number.
+
+    Raises:
+        FeatureError: the numbers are not those that were packed, not finite, or do not fit each other.
+    """
+    said = bag.attributes.get("content_checksum")
+    if said is None:
+        check_features(bag.features, source)
+    else:
+        _check_layout(bag.features.shape, bag.features.dtype, source)
+        if checksum(bag.features, bag.xy_px0) != said:
+            raise FeatureError(
+                f"{source}: damaged or changed since it was packed (its checksum does not fit); "
+                f"pack it again with 'mhim repack --overwrite'"
+            )
+    _check_rows(bag, source)
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a complete bag or grid file, as plain Python values.
 
     Raises:
         FeatureError: the file is missing, is not HDF5, or is not complete.
     """
-    with _open(path) as file:
-        return {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+    with open_complete(path) as file:
+        return _plain_attributes(file)
 
 
-def load_bag(path: Path) -> Bag:
+def _plain_attributes(file: h5py.File) -> dict[str, Any]:
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+
+
+def load_bag(path: Path, features: NDArray[Any] | None = None) -> Bag:
     """The bag in a file, checked.
 
+    Args:
+        path: the file.
+        features: those of the file where they are mapped already; read by default.
+
     Raises:
-        FeatureError: missing, not HDF5, incomplete, damaged, without ``features``, empty or not finite, or
-            with coordinates or instance truth that do not fit the features.
+        FeatureError: missing, not HDF5, incomplete, damaged, without ``features``, empty or not finite, not what was
+            packed, or with coordinates or instance truth that do not fit the features.
     """
-    attributes = read_attributes(path)
     try:
-        with _open(path) as file:
-            if "features" not in file:
-                raise FeatureError(f"{path}: no dataset 'features' (found: {', '.join(file) or 'nothing'})")
-            features = _dataset(file, "features")[()]
+        with open_complete(path) as file:
+            attributes = _plain_attributes(file)
+            stored = _features_of(file)
+            features = _read_aligned(stored) if features is None else features
             xy_px0 = _dataset(file, "coords")[()] if "coords" in file else None
             truth = _dataset(file, "annotation_fraction")[()] if "annotation_fraction" in file else None
     except OSError as error:
         raise FeatureError(f"{path}: damaged, cannot be read to its end ({error}); make it again") from None
-    check_features(features, path)
     if xy_px0 is not None and xy_px0.dtype.kind not in "iu":
         raise FeatureError(f"{path}: 'coords' are {xy_px0.dtype}, expected whole level-0 pixels")
     xy_px0 = None if xy_px0 is None else xy_px0.astype(np.int64)
     bag = Bag(str(attributes.get("slide_id", path.stem)), features, xy_px0, attributes, truth)
-    _check_rows(bag, path)
+    check_content(bag, path)
     return bag
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where features lie in a file, in one piece: byte offset, shape (N, D), dtype."""
+
+    offset: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the piece."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+
+def place_of_features(path: Path) -> Place | None:
+    """Where the features of a complete bag file can be mapped; None where they are chunked, packed or not aligned.
+
+    Raises:
+        FeatureError: missing, not HDF5, incomplete, shorter than it says, without ``features``, or of a layout that no
+            model can use; numbers are not looked at.
+    """
+    with open_complete(path) as file:
+        stored = _features_of(file)
+        _check_layout(stored.shape, stored.dtype, path)
+        offset = stored.id.get_offset()
+        if offset is None or offset % ALIGNMENT or not stored.dtype.isnative:
+            return None
+        place = Place(offset, stored.shape, stored.dtype)
+    if path.stat().st_size < place.offset + place.nbytes:
+        raise FeatureError(f"{path}: shorter than it says, cut off; make it again")
+    return place
+
+
+def read_truth(path: Path) -> NDArray[np.float32] | None:
+    """Instance truth (N,) of a complete bag file, where it has one; nothing else is read."""
+    with open_complete(path) as file:
+        return _dataset(file, "annotation_fraction")[()] if "annotation_fraction" in file else None
+
+
+def _features_of(file: h5py.File) -> h5py.Dataset:
+    if "features" not in file:
+        raise FeatureError(f"{file.filename}: no dataset 'features' (found: {', '.join(file) or 'nothing'})")
+    return _dataset(file, "features")
+
+
+def _read_aligned(stored: h5py.Dataset) -> NDArray[Any]:
+    """A dataset in memory, beginning at a multiple of ``ALIGNMENT``."""
+    if not stored.shape or not stored.size:
+        return stored[()]
+    raw = np.empty(stored.size * stored.dtype.itemsize + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    values = raw[start : start + len(raw) - ALIGNMENT].view(stored.dtype).reshape(stored.shape)
+    stored.read_direct(values)
+    return values
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
@@ -212,7 +346,12 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     return item
 
 
-def _open(path: Path) -> h5py.File:
+def open_complete(path: Path) -> h5py.File:
+    """A complete bag or grid file, opened for reading.
+
+    Raises:
+        FeatureError: the file is missing, is not HDF5, or is not complete.
+    """
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:

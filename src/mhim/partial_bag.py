@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mhim.artefacts as artefacts
-from mhim.bag import CHUNK_ROWS, Bag, write_facts
+from mhim.bag import CHUNK_ROWS, Bag, create_file, write_facts
 from mhim.config import fingerprint
 from mhim.errors import ArtefactError, FeatureError
 
@@ -271,10 +271,10 @@ class PartialBag:
 
 
 def create_bag_file(path: Path, plan: BagPlan) -> None:
-    """A bag file of full size whose feature chunks all have their place, not yet filled and not complete."""
-    with h5py.File(path, "w", locking=False) as file:
+    """A bag file of full size whose features have their place, in one piece, not yet filled and not complete."""
+    with create_file(path) as file:
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_chunk((min(CHUNK_ROWS, len(plan)), plan.dim))
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         layout.set_obj_track_times(False)
@@ -302,13 +302,18 @@ def checksum(content: bytes | memoryview) -> int:
 
 
 def _chunk_places(path: Path) -> list[int]:
-    """Byte offset of each feature chunk of a file, in row order."""
-    places: dict[int, int] = {}
+    """Byte offset of each chunk of features of a file, in row order.
+
+    Raises:
+        ValueError: the features do not lie in one piece, as in files of earlier versions.
+    """
     with h5py.File(path, "r", locking=False) as file:
         stored = file["features"]
         assert isinstance(stored, h5py.Dataset)
-        stored.id.chunk_iter(lambda info: places.__setitem__(info.chunk_offset[0], info.byte_offset))
-    return [places[first] for first in sorted(places)]
+        offset, row = stored.id.get_offset(), stored.dtype.itemsize * stored.shape[1]
+        if offset is None:
+            raise ValueError(f"{path}: chunked")
+        return [offset + start * row for start in range(0, len(stored), CHUNK_ROWS)]
 
 
 def _append(journal: BinaryIO, entry: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mhim.artefacts import atomic_path, quick_digest, read_json, write_json, write_text
-from mhim.bag import Bag, check_features, read_attributes, to_storage, write_facts
+from mhim.bag import Bag, check_features, create_file, read_attributes, to_storage, write_facts
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.config import fingerprint
 from mhim.errors import ArtefactError, ConfigError, FeatureError
@@ -238,8 +238,8 @@ def make_bag(out: Path, config: CamelyonConfig, identity: str, plan: BagPlan) ->
         _attributes(config, identity, plan, layout.xy_px0),
         layout.coverage.astype(np.float32),
     )
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("features", data=bag.features, chunks=(min(512, len(bag)), bag.features.shape[1]))
+    with atomic_path(path) as temporary, create_file(temporary) as file:
+        file.create_dataset("features", data=bag.features)
         write_facts(file, bag)
         file.create_dataset("instance_kind", data=layout.kind)
         file.attrs["complete"] = True
