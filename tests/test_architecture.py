@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "case_level",
         "evaluation",
         "reproduce",
+        "repack",
     ),
     ("paired_runs",),
     ("maps", "ablation", "robustness", "bench"),

@@ -58,18 +58,7 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
         FeatureError: no such folder, nothing to convert, or two files of one slide.
         ArtefactError: ``out`` is the source.
     """
-    if not source.is_dir():
-        raise FeatureError(f"{source}: no such folder of feature files")
-    if out.resolve() == source.resolve():
-        raise ArtefactError(f"{out}: is the folder to convert; give another --out")
-    files = sorted(
-        path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    if not files:
-        raise FeatureError(f"{source}: no feature files here (looked for {' '.join(SUFFIXES)})")
-    for first, second in itertools.pairwise(sorted(files, key=lambda path: path.stem)):
-        if first.stem == second.stem:
-            raise FeatureError(f"{source}: {first.name} and {second.name} are of one slide; keep one of them")
+    files = feature_files(source, out, "to convert")
 
     def work(path: Path) -> Outcome:
         identity = _identity(config, quick_digest(path))
@@ -82,6 +71,33 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
         return Outcome.DONE
 
     return run_batch(files, work, name=lambda path: path.name, label="converting")
+
+
+def feature_files(source: Path, out: Path, purpose: str) -> list[Path]:
+    """The feature files of a folder, one a slide.
+
+    Args:
+        source: the folder.
+        out: where something is going to be made of them.
+        purpose: "to convert", for messages.
+
+    Raises:
+        FeatureError: no such folder, none there, or two files of one slide.
+        ArtefactError: ``out`` is the source.
+    """
+    if not source.is_dir():
+        raise FeatureError(f"{source}: no such folder of feature files")
+    if out.resolve() == source.resolve():
+        raise ArtefactError(f"{out}: is the folder {purpose}; give another --out")
+    files = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+    if not files:
+        raise FeatureError(f"{source}: no feature files here (looked for {' '.join(SUFFIXES)})")
+    for first, second in itertools.pairwise(sorted(files, key=lambda path: path.stem)):
+        if first.stem == second.stem:
+            raise FeatureError(f"{source}: {first.name} and {second.name} are of one slide; keep one of them")
+    return files
 
 
 def convert_tables(

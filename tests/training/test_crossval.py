@@ -50,9 +50,12 @@ def test_bags_of_the_test_part_are_not_opened_before_training_has_ended(
     during: list[str] = []
 
     class Spy(BagStore):
-        def bag(self, slide_id: str) -> Bag:
+        def features(self, slide_id: str) -> torch.Tensor:
             opened.append(slide_id)
-            return super().bag(slide_id)
+            return super().features(slide_id)
+
+        def expect(self, slide_id: str) -> None:
+            opened.append(slide_id)
 
     def fit(*arguments: Any, **options: Any) -> Any:
         result = real(*arguments, **options)

@@ -143,7 +143,7 @@ def test_the_fingerprint_changes_with_a_feature_a_label_or_a_case_and_not_with_t
 
 def test_bags_beyond_the_memory_budget_are_read_again(cohort_folder: Path) -> None:
     cohort = read_cohort(cohort_folder / "cohort.csv")
-    roomy, tight = BagStore(cohort_folder / "features", cohort), BagStore(cohort_folder / "features", cohort, 0)
-    assert roomy.bag("s00_0") is roomy.bag("s00_0")
-    assert tight.bag("s00_0") is not tight.bag("s00_0")
-    np.testing.assert_array_equal(tight.bag("s00_0").features, roomy.bag("s00_0").features)
+    roomy, tight = (BagStore(cohort_folder / "features", cohort, budget, mapped=False) for budget in (1 << 20, 0))
+    assert roomy.features("s00_0") is roomy.features("s00_0")
+    assert tight.features("s00_0") is not tight.features("s00_0")
+    np.testing.assert_array_equal(tight.features("s00_0"), roomy.features("s00_0"))

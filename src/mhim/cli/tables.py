@@ -1,4 +1,4 @@
-"""Verb that brings foreign features in: convert."""
+"""Verbs that bring features in and pack them: convert, repack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mhim.cli.shared import DryRun, OutputDir, Overwrite, examples, finish
+from mhim.cli.shared import DryRun, OutputDir, Overwrite, examples, finish, say
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,6 +20,20 @@ def add_to(app: typer.Typer) -> None:
             "--x x --y y --truth idc_label --fold fold",
         )
     )(convert)
+    app.command(
+        epilog=examples(
+            "mhim repack features -o packed   (then: mhim train ... --features packed)",
+            "mhim repack clam/h5_files -o packed --encoder uni_v1 --mpp 0.5",
+            "mhim repack features32 -o packed --precision float16 --dry-run",
+        )
+    )(repack)
+
+
+Encoder = Annotated[str | None, typer.Option("--encoder", help="Encoder that made the features.")]
+Mpp = Annotated[float | None, typer.Option("--mpp", help="Micrometres per pixel of the tiles.")]
+SlideMpp = Annotated[float | None, typer.Option("--slide-mpp", help="Micrometres per level-0 pixel.")]
+TileSize = Annotated[float | None, typer.Option("--tile-size-px0", help="Side of a tile, level-0 pixels.")]
+CoordsUnit = Annotated[str | None, typer.Option("--coords-unit", help="px0 or um, for coordinates without a unit.")]
 
 
 def convert(
@@ -36,11 +50,11 @@ def convert(
     x: Annotated[str | None, typer.Option(help="Instance column: left edge, level-0 pixels.")] = None,
     y: Annotated[str | None, typer.Option(help="Instance column: top edge, level-0 pixels.")] = None,
     truth: Annotated[str | None, typer.Option(help="Instance column: 1 inside the annotation.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder that made the features.")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
-    slide_mpp: Annotated[float | None, typer.Option(help="Micrometres per level-0 pixel.")] = None,
-    tile_size_px0: Annotated[float | None, typer.Option(help="Side of a tile, level-0 pixels.")] = None,
-    coords_unit: Annotated[str | None, typer.Option(help="px0 or um, for coordinates without a unit.")] = None,
+    encoder: Encoder = None,
+    mpp: Mpp = None,
+    slide_mpp: SlideMpp = None,
+    tile_size_px0: TileSize = None,
+    coords_unit: CoordsUnit = None,
     precision: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -76,3 +90,45 @@ def convert(
     facts = {"x": x, "y": y, "truth": truth, "where": {key: value for key, _, value in pairs}}
     columns = validate(TableConfig, names | facts, "convert")
     finish(convert_tables(source, bags, instances, out, columns, config, overwrite), "bag")
+
+
+def repack(
+    source: Annotated[Path, typer.Argument(help="Folder of bags, or of another tool's per-slide files (h5, pt, npy).")],
+    out: OutputDir,
+    precision: Annotated[
+        str | None, typer.Option(help="float16 or float32. Default: bags keep theirs, other files become float16.")
+    ] = None,
+    encoder: Encoder = None,
+    mpp: Mpp = None,
+    slide_mpp: SlideMpp = None,
+    tile_size_px0: TileSize = None,
+    coords_unit: CoordsUnit = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pack bags for fast learning: features in one piece that is mapped into memory, with a digest and a checksum.
+
+    OUT is a folder of bags: give it as --features to any verb. The numbers stay the same to the bit unless --precision
+    changes them, and so do the runs that are trained on them. Run again, it packs what is new.
+    """
+    from mhim.config import validate
+    from mhim.convert import ConvertConfig
+    from mhim.repack import plan_repack
+    from mhim.repack import repack as pack
+
+    known = {
+        "encoder": encoder,
+        "mpp": mpp,
+        "slide_mpp": slide_mpp,
+        "tile_size_px0": tile_size_px0,
+        "coords_unit": coords_unit,
+        "precision": precision or "float16",
+    }
+    config = validate(ConvertConfig, known, "repack")
+    plans = plan_repack(source, out, config, keep_precision=precision is None)
+    todo = [plan for plan in plans if not plan.is_done]
+    megabytes = sum(plan.source.stat().st_size for plan in todo) / 1e6
+    if dry_run:
+        say(f"would pack {len(todo)} of {len(plans)} files ({megabytes:.0f} MB) of {source} into {out}")
+        return
+    finish(pack(plans, config, precision is None, overwrite))

@@ -18,8 +18,7 @@ from mhim.methods import methods
 from mhim.models.contract import count_parameters
 from mhim.pool import end_with_parent
 from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
-from mhim.training.crossval import RunPlan, build_model
-from mhim.training.data import BagStore
+from mhim.training.crossval import RunPlan, build_model, store_of
 from mhim.training.epoch import train_epoch
 from mhim.training.fit import choose_device
 from mhim.training.step import BagStep, adam
@@ -84,9 +83,9 @@ def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     device = choose_device(config.train.device)
     fold = plan.splits.folds[0]
-    train = BagStore(config.features, plan.cohort).part(fold.train)
-    for bag in train:  # read them now, so that disks are not measured
-        del bag
+    train = store_of(config, plan.cohort).part(fold.train)
+    for bag in train:  # read every page now, so that neither disks nor the bags' own memory are measured
+        bag.features.sum()
     before = _reset_peak(device)
     generator = torch.Generator().manual_seed(config.seed)
     start = None if baseline is None else load_model(baseline / f"fold_{fold.index}" / "model.safetensors")

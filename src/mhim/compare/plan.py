@@ -15,8 +15,8 @@ from mhim.presets import preset_names, preset_values
 from mhim.protocols import Protocol as Selection
 from mhim.protocols import published_splits, require_folds_of, require_one_protocol
 from mhim.splits import SplitConfig, Splits, make_splits, read_splits, write_splits
-from mhim.training.crossval import RunPlan, check_recipe, missing_folds, plan_on, train_run
-from mhim.training.data import BagStore, CohortFeatures, check_features
+from mhim.training.crossval import RunPlan, check_recipe, missing_folds, plan_on, store_of, train_run
+from mhim.training.data import CohortFeatures, check_features
 from mhim.training.fit import Epoch
 from mhim.training.runs import RunConfig
 
@@ -178,7 +178,7 @@ def plan_comparison(names: Sequence[str], protocol: Protocol, allow_missing: boo
         (f"compare {entry.name}", config.protocol) for (entry, _), config in configs.items()
     )
     first = next(iter(configs.values()))
-    cohort, features = check_features(BagStore(first.features, read_cohort(first.cohort)), allow_missing)
+    cohort, features = check_features(store_of(first, read_cohort(first.cohort)), allow_missing)
     folds = {seed: _folds(cohort, protocol, selection, seed, file) for seed, file in files.items()}
     runs = []
     for (entry, seed), config in configs.items():

@@ -68,13 +68,18 @@ def plan_run(config: RunConfig) -> RunPlan:
     everyone, splits = task.read_cohort(config.cohort), read_splits(config.splits)
     splits.check(everyone, config.splits)
     require_folds_of(protocol(config.protocol), splits, config.splits)
-    cohort, features = check_features(BagStore(config.features, everyone), config.allow_missing)
+    cohort, features = check_features(store_of(config, everyone), config.allow_missing)
     if len(cohort) < len(everyone):
         splits = splits.only(cohort.case_labels())
         splits.check(cohort, config.splits)
     for fold in splits.folds:
         task.fold_facts(cohort, fold)  # raises what a fold's training part cannot give
     return plan_on(config, cohort, features, splits)
+
+
+def store_of(config: RunConfig, cohort: Cohort) -> BagStore:
+    """The bags of a run, read as it says."""
+    return BagStore(config.features, cohort, config.train.cache_bytes, config.train.map_bags)
 
 
 def plan_on(config: RunConfig, cohort: Cohort, features: CohortFeatures, splits: Splits) -> RunPlan:
@@ -289,7 +294,7 @@ def _train_fold(
 ) -> None:
     config, folder = plan.config, out / f"fold_{fold_index}"
     fold = plan.splits.folds[fold_index]
-    task, store = tasks.build(config.task), BagStore(config.features, plan.cohort)
+    task, store = tasks.build(config.task), store_of(config, plan.cohort)
     train, val = (task.bags(store, fold, part) for part in ("train", "val"))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + fold_index)
     start = None if baseline is None else load_model(baseline / f"fold_{fold_index}" / "model.safetensors")

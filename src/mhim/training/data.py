@@ -1,24 +1,24 @@
-"""Bags of a cohort, ready to train on: checked together, read from disk, kept in memory by budget."""
+"""Bags of a cohort, ready to train on: checked together, mapped from disk, or kept in memory by budget."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mhim.bag import Bag, load_bag
+from mhim.bag import Bag, content_digest, load_bag, read_truth
 from mhim.cohort import Cohort, SlideRow
 from mhim.config import fingerprint
 from mhim.errors import CohortError, FeatureError
+from mhim.training.mapping import ReadAhead, map_features
 
-MEMORY_BUDGET_BYTES = 4 << 30
-CONTENT_ATTRIBUTES = ("encoder", "encoder_weights_sha256", "mpp", "tile_size_level0")
+CACHE_BYTES = 4 << 30
 SAME_MPP = 0.02
 
 
@@ -36,41 +36,80 @@ class LabelledBag:
 
 
 class BagStore:
-    """Bags in a folder, ``<slide_id>.h5``, read once and kept while the memory budget lasts."""
+    """Bags in a folder, ``<slide_id>.h5``.
 
-    def __init__(self, folder: Path, cohort: Cohort, budget_bytes: int = MEMORY_BUDGET_BYTES) -> None:
+    Features that lie in one piece in their file are mapped: nothing is copied, and processes that train side by side
+    use the same memory. Others are read, and kept while the budget lasts.
+
+    Args:
+        folder: of the bag files.
+        cohort: what the bags are labelled with.
+        cache_bytes: budget for features that are read.
+        mapped: without it, all are read.
+    """
+
+    def __init__(self, folder: Path, cohort: Cohort, cache_bytes: int = CACHE_BYTES, mapped: bool = True) -> None:
         self.folder = folder
         self.cohort = cohort
-        self._budget_bytes = budget_bytes
-        self._kept: dict[str, Bag] = {}
+        self._mapped = mapped
+        self._budget_bytes = cache_bytes
+        self._kept: dict[str, Tensor] = {}
+        self._truth: dict[str, Tensor | None] = {}
+        self._read_ahead = ReadAhead()
 
     def path(self, slide_id: str) -> Path:
         """The bag file of a slide."""
         return self.folder / f"{slide_id}.h5"
 
     def bag(self, slide_id: str) -> Bag:
-        """The bag of a slide.
+        """The whole bag of a slide, with every check of its content.
 
         Raises:
             FeatureError: the file cannot be used; names it.
         """
+        kept = self._kept.get(slide_id)
+        if kept is None and self._mapped:
+            kept = self._keep(slide_id, map_features(self.path(slide_id)))
+        bag = load_bag(self.path(slide_id), None if kept is None else kept.numpy())
+        if kept is None and bag.features.nbytes <= self._budget_bytes:
+            self._budget_bytes -= bag.features.nbytes
+            self._keep(slide_id, torch.from_numpy(bag.features))
+        return bag
+
+    def features(self, slide_id: str) -> Float[Tensor, "instances in_dim"]:
+        """Features (N, D) of a slide as stored; mapped ones were checked by :func:`check_features` and are not again.
+
+        Raises:
+            FeatureError: the file cannot be used; names it.
+        """
+        if slide_id not in self._kept and self._mapped:
+            self._keep(slide_id, map_features(self.path(slide_id)))
         if slide_id in self._kept:
             return self._kept[slide_id]
-        bag = load_bag(self.path(slide_id))
-        if bag.features.nbytes <= self._budget_bytes:
-            self._budget_bytes -= bag.features.nbytes
-            self._kept[slide_id] = bag
-        return bag
+        features = torch.from_numpy(self.bag(slide_id).features)
+        return self._kept.get(slide_id, features)
+
+    def _keep(self, slide_id: str, features: Tensor | None) -> Tensor | None:
+        if features is not None:
+            self._kept[slide_id] = features
+        return features
+
+    def expect(self, slide_id: str) -> None:
+        """Have the features of a slide read in the background where they are mapped."""
+        if self._mapped:
+            self._read_ahead.ask(self.path(slide_id))
 
     def labelled(self, row: SlideRow) -> LabelledBag:
         """One slide with its label."""
-        features = torch.from_numpy(self.bag(row.slide_id).features)
-        return LabelledBag(row.slide_id, row.case_id, features, torch.tensor(self.cohort.label_index(row)))
+        features, label = self.features(row.slide_id), torch.tensor(self.cohort.label_index(row))
+        return LabelledBag(row.slide_id, row.case_id, features, label)
 
     def truth(self, slide_id: str) -> Tensor | None:
         """Instance truth (N,) of a slide, where its bag has one; for those who watch, never for those who train."""
-        share = self.bag(slide_id).annotation_fraction
-        return None if share is None else torch.from_numpy(share)
+        if slide_id not in self._truth:
+            share = read_truth(self.path(slide_id))
+            self._truth[slide_id] = None if share is None else torch.from_numpy(share)
+        return self._truth[slide_id]
 
     def part(self, cases: Sequence[str]) -> BagSet:
         """The slides of some cases."""
@@ -91,7 +130,19 @@ class BagSet:
         return self._store.labelled(self.rows[index])
 
     def __iter__(self) -> Iterator[LabelledBag]:
-        return (self[index] for index in range(len(self)))
+        return self.in_order(range(len(self)))
+
+    def in_order(self, order: Sequence[int]) -> Iterator[LabelledBag]:
+        """The bags at some positions; while one is used, the next one is read in the background."""
+        for index, following in itertools.zip_longest(order, order[1:]):
+            bag = self[index]
+            if following is not None:
+                self.expect(following)
+            yield bag
+
+    def expect(self, index: int) -> None:
+        """Have a bag read in the background."""
+        self._store.expect(self.rows[index].slide_id)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -131,9 +182,13 @@ class CaseBags(BagSet):
 
     def __getitem__(self, index: int) -> LabelledBag:
         case = self.cases[index]
-        parts = [self._store.bag(row.slide_id).features for row in self.rows_of(case)]
-        features = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
-        return LabelledBag(case, case, features, self.targets[index])
+        parts = [self._store.features(row.slide_id) for row in self.rows_of(case)]
+        return LabelledBag(case, case, parts[0] if len(parts) == 1 else torch.cat(parts), self.targets[index])
+
+    def expect(self, index: int) -> None:
+        """Have all slides of a case read in the background."""
+        for row in self.rows_of(self.cases[index]):
+            self._store.expect(row.slide_id)
 
     def rows_of(self, case: str) -> tuple[SlideRow, ...]:
         """The slides of a case."""
@@ -189,41 +244,37 @@ def check_features(store: BagStore, allow_missing: bool = False) -> tuple[Cohort
     present = tuple(row for row in cohort if row.slide_id not in missing)
     if not present:
         raise CohortError(f"{store.folder}: no slide of {cohort.source} has a bag here; do the slide_ids match?")
-    common = _common(store, present)
+    common = _Common()
+    identity = []
+    for row in present:
+        bag = store.bag(row.slide_id)
+        common.add(bag, store.path(row.slide_id))
+        identity.append((row.slide_id, row.case_id, cohort.outcome(row), content_digest(bag)))
     known = {row.slide_id for row in cohort}
     unlabelled = tuple(sorted(path.stem for path in store.folder.glob("*.h5") if path.stem not in known))
-    identity = [
-        (row.slide_id, row.case_id, cohort.outcome(row), content_digest(store.bag(row.slide_id))) for row in present
-    ]
     features = CohortFeatures(
-        in_dim=common[0],
+        in_dim=common.of("feature width"),
         data_fingerprint=fingerprint([identity, cohort.classes]),
-        encoder=common[1],
-        mpp=common[2],
+        encoder=common.of("encoder"),
+        mpp=common.of("mpp"),
         unlabelled=unlabelled,
         slides=tuple((slide_id, (case_id, label, digest)) for slide_id, case_id, label, digest in identity),
     )
     return replace(cohort, rows=present), features
 
 
-def content_digest(bag: Bag) -> str:
-    """16 hexadecimal digits that identify what is learned from: features, their type, coordinates, encoder, scale.
-
-    Where the file lies, and where its slide lay, is no part of it.
-    """
-    facts = [bag.features.dtype.str, bag.features.shape, *(bag.attributes.get(key) for key in CONTENT_ATTRIBUTES)]
-    digest = hashlib.sha256(fingerprint([str(fact) for fact in facts]).encode())
-    digest.update(np.ascontiguousarray(bag.features).data)
-    if bag.xy_px0 is not None:
-        digest.update(np.ascontiguousarray(bag.xy_px0).data)
-    return digest.hexdigest()[:16]
-
-
-def _common(store: BagStore, rows: Sequence[SlideRow]) -> tuple[int, str | None, float | None]:
+class _Common:
     """Width, encoder and mpp of all bags; the mpp is that of the bags that say one."""
-    first: dict[str, tuple[Any, Path]] = {}
-    for row in rows:
-        bag, path = store.bag(row.slide_id), store.path(row.slide_id)
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[Any, Path]] = {}
+
+    def add(self, bag: Bag, path: Path) -> None:
+        """Take in a bag.
+
+        Raises:
+            FeatureError: it is not like the first one; names both.
+        """
         said = bag.attributes
         mpp = said.get("mpp")
         facts = {
@@ -235,13 +286,16 @@ def _common(store: BagStore, rows: Sequence[SlideRow]) -> tuple[int, str | None,
         for name, value in facts.items():
             if name == "mpp" and value is None:
                 continue
-            other, where = first.setdefault(name, (value, path))
+            other, where = self._first.setdefault(name, (value, path))
             alike = abs(value / other - 1) <= SAME_MPP if name == "mpp" else value == other
             if not alike:
                 raise FeatureError(
                     f"{path}: this slide has {name} {value}, but {where.name} has {other}; encode all slides alike"
                 )
-    return first["feature width"][0], first["encoder"][0], first.get("mpp", (None, None))[0]
+
+    def of(self, name: str) -> Any:
+        """What all bags have, or None."""
+        return self._first.get(name, (None, None))[0]
 
 
 def feature_statistics(bags: BagSet) -> tuple[Tensor, Tensor]:

@@ -61,9 +61,10 @@ def train_epoch(
     model, portion, tally = stepping.method.train().model, portion or Portion(), Tally()
     order = torch.randperm(len(train), generator=generator).tolist()
     groups = [order[start : start + portion.bags] for start in range(0, len(order), portion.bags)]
+    bags = train.in_order(order)
     for position, group in enumerate(groups):
         step = Step(epoch * len(groups) + position, epochs * len(groups), generator)
-        _take(stepping, [draw(train[index], portion, model, generator) for index in group], step, tally, monitor, task)
+        _take(stepping, [draw(next(bags), portion, model, generator) for _ in group], step, tally, monitor, task)
     losses, means = tally.read()
     if not np.isfinite(losses).all():
         name = train.names[order[int(np.isfinite(losses).argmin())]]

@@ -17,7 +17,7 @@ from mhim.errors import FeatureError
 from mhim.kernels import to_device
 from mhim.methods import Method
 from mhim.models import MILModel
-from mhim.training.data import BagSet
+from mhim.training.data import CACHE_BYTES, BagSet
 from mhim.training.epoch import train_epoch
 from mhim.training.monitor import MiningMonitor
 from mhim.training.portion import Portion
@@ -59,6 +59,12 @@ class TrainConfig(Settings):
     )
     instance_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of a bag's instances that each step leaves out, drawn anew"
+    )
+    map_bags: bool = Field(
+        True, description="use features where they lie in their files, shared by all processes; false reads them first"
+    )
+    cache_bytes: int = Field(
+        CACHE_BYTES, ge=0, description="features that are not mapped are kept in memory up to this many bytes a process"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
