@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "synth",
         "methods",
         "checkpoint",
+        "entries",
     ),
     ("paired", "doctor", "run_statistics", "tissue", "tile_reader", "weights"),
     ("tiles", "encoders"),

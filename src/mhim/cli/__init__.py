@@ -8,6 +8,7 @@ import typer
 
 from mhim.cli import (
     ablation,
+    bench,
     comparison,
     demo,
     doctor,
@@ -47,6 +48,7 @@ VERBS = (
     learning,
     ablation,
     comparison,
+    bench,
     papers,
     results,
     exports,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -12,12 +11,13 @@ from pathlib import Path
 import torch
 
 from mhim.artefacts import read_json, write_json
+from mhim.bench.meter import Meter
+from mhim.bench.worker import start_apart
 from mhim.checkpoint import load_model
 from mhim.compare.plan import Planned
 from mhim.methods import methods
 from mhim.models.contract import count_parameters
-from mhim.pool import end_with_parent
-from mhim.registry import load_installed_plugins, load_plugin, loaded_plugins
+from mhim.registry import loaded_plugins
 from mhim.training.crossval import RunPlan, build_model, store_of
 from mhim.training.epoch import train_epoch
 from mhim.training.fit import choose_device
@@ -66,15 +66,8 @@ def cost_of(run: Planned, file: Path, epochs: int = EPOCHS) -> Cost:
 
 def measure_apart(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     """``measure`` in a process of its own: no other entry's memory is counted."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (loaded_plugins(),)) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), start_apart, (loaded_plugins(),)) as pool:
         return pool.submit(measure, plan, baseline, epochs).result()
-
-
-def _prepare(plugins: tuple[Path, ...]) -> None:
-    end_with_parent()
-    load_installed_plugins()
-    for path in plugins:
-        load_plugin(path)
 
 
 def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
@@ -86,7 +79,8 @@ def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     train = store_of(config, plan.cohort).part(fold.train)
     for bag in train:  # read every page now, so that neither disks nor the bags' own memory are measured
         bag.features.sum()
-    before = _reset_peak(device)
+    meter = Meter(device)
+    meter.rest()
     generator = torch.Generator().manual_seed(config.seed)
     start = None if baseline is None else load_model(baseline / f"fold_{fold.index}" / "model.safetensors")
     model = build_model(plan, generator)
@@ -94,46 +88,20 @@ def measure(plan: RunPlan, baseline: Path | None, epochs: int) -> Cost:
     method = methods.build(config.method, model, start).to(device)
     optimiser = adam(method, config.train.lr, config.train.weight_decay)
     stepping = BagStep(method, optimiser, config.train.precision)
-    wall, processor = [], []
-    for epoch in range(epochs + 1):
-        began = time.perf_counter(), time.process_time()
-        horizon = max(config.train.epochs, epochs + 1)
-        train_epoch(stepping, train, epoch, horizon, generator, portion=config.train.portion)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        wall.append(time.perf_counter() - began[0])
-        processor.append(time.process_time() - began[1])
-    peak = _peak(device)
+    taken = [
+        meter.timed(
+            lambda epoch=epoch: train_epoch(
+                stepping, train, epoch, max(config.train.epochs, epochs + 1), generator, portion=config.train.portion
+            )
+        )
+        for epoch in range(epochs + 1)
+    ]
+    peak = meter.peak()
     return Cost(
         parameters=parameters,
-        seconds_per_epoch=statistics.median(wall[1:]),
-        cpu_seconds_per_epoch=statistics.median(processor[1:]),
-        peak_memory_mb=None if peak is None or before is None else (peak - before) / 1e6,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        seconds_per_epoch=statistics.median(each.wall_s for each in taken[1:]),
+        cpu_seconds_per_epoch=statistics.median(each.cpu_s for each in taken[1:]),
+        peak_memory_mb=None if peak is None else peak / 1e6,
+        device=meter.name,
         threads=torch.get_num_threads(),
     )
-
-
-def _reset_peak(device: torch.device) -> float | None:
-    """Forget the peak so far; what is in use now, in bytes (0 on an accelerator)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return 0.0
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device) -> float | None:
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(key: str) -> float | None:
-    """A value of /proc/self/status, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from mhim.cohort import Cohort, read_cohort
 from mhim.config import merge, validate
+from mhim.entries import Entry
 from mhim.errors import ArtefactError, ConfigError, MhimError
-from mhim.models import models
 from mhim.presets import preset_names, preset_values
 from mhim.protocols import Protocol as Selection
 from mhim.protocols import published_splits, require_folds_of, require_one_protocol
@@ -21,40 +21,6 @@ from mhim.training.fit import Epoch
 from mhim.training.runs import RunConfig
 
 Like = Literal["camelyon16", "tcga"]
-PREFIXES = {"mhim-v2-": "mhim-v2", "mhim-": "mhim-v1"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the table: an aggregator, trained plainly or by a method.
-
-    Attributes:
-        name: as the user wrote it, ``transmil`` or ``mhim-transmil``; also its folder.
-        model: the aggregator's name.
-        method: the method's name.
-    """
-
-    name: str
-    model: str
-    method: str
-
-    @classmethod
-    def parse(cls, name: str) -> Entry:
-        """An entry by its name: an aggregator, or one behind ``mhim-`` or ``mhim-v2-``.
-
-        Raises:
-            ConfigError: no such aggregator.
-        """
-        for prefix, method in PREFIXES.items():
-            if name.startswith(prefix) and name not in models:
-                return cls(name, _known(name.removeprefix(prefix), name), method)
-        return cls(name, _known(name, name), "supervised")
-
-
-def _known(model: str, name: str) -> str:
-    if model not in models:
-        raise ConfigError(f"--models {name}: no such aggregator (known: {', '.join(models)}, and mhim- before each)")
-    return model
 
 
 @dataclass(frozen=True)

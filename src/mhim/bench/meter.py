@@ -1,0 +1,87 @@
+"""Time and memory of work on a device. The device is waited for only around what is timed."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What some work took: wall time, and processor time of this process, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+
+class Meter:
+    """Measures on one device.
+
+    Memory is counted above a point of rest: on CUDA what PyTorch allocated, else resident memory of the process
+    (Linux). None where the system does not say.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rest: float | None = None
+
+    def timed(self, work: Callable[[], object]) -> Taken:
+        """Do some work to its end on the device."""
+        self._synchronise()
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        self._synchronise()
+        return Taken(time.perf_counter() - wall, time.process_time() - cpu)
+
+    def rest(self) -> None:
+        """Count memory from here on."""
+        gc.collect()
+        self._synchronise()
+        self.forget_peak()
+        self._rest = self.resident()
+
+    def forget_peak(self) -> None:
+        """Look for the peak from here on; the point of rest stays."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._rest = None
+
+    def peak(self) -> float | None:
+        """Most memory in use since the peak was forgotten, above rest, in bytes."""
+        on_cuda = self.device.type == "cuda"
+        highest = float(torch.cuda.max_memory_allocated(self.device)) if on_cuda else _status("VmHWM")
+        return None if highest is None or self._rest is None else highest - self._rest
+
+    def resident(self) -> float | None:
+        """Memory in use now, in bytes."""
+        on_cuda = self.device.type == "cuda"
+        return float(torch.cuda.memory_allocated(self.device)) if on_cuda else _status("VmRSS")
+
+    @property
+    def name(self) -> str:
+        """The device by the name of its model."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def _status(key: str) -> float | None:
+    """A value of /proc/self/status, in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
