@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -41,6 +43,7 @@ class Meter:
     def rest(self) -> None:
         """Count memory from here on."""
         gc.collect()
+        _give_back_free_memory()
         self._synchronise()
         self.forget_peak()
         self._rest = self.resident()
@@ -76,6 +79,12 @@ class Meter:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
+
+
+def _give_back_free_memory() -> None:
+    """Have glibc return what is free, else later work takes it unseen."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(key: str) -> float | None:

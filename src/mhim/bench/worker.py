@@ -24,7 +24,8 @@ from mhim.pool import end_with_parent
 from mhim.registry import load_installed_plugins, load_plugin
 from mhim.training.fit import choose_device
 
-WARM_UP_ROWS = 64
+WARM_UP_ROWS = 1024
+"""Bag of the step before rest: code is loaded and buffers of the libraries are there."""
 Work = Callable[[Tensor, int], object]
 
 
@@ -81,7 +82,7 @@ def _serve(task: Task, line: Connection) -> None:
     keep_heap()
     meter = Meter(choose_device(config.device))
     rows = map_rows(task.bags, config)
-    rows.view(torch.uint8).sum()  # touched once, so that its pages belong to rest
+    rows.view(torch.uint8).reshape(-1)[::1024].sum()  # every page touched once, so that they belong to rest
     work, parameters = WORK[task.phase](task.entry, config, meter.device)
     work(rows[:WARM_UP_ROWS], 0)
     meter.rest()
