@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mhim.training.crossval as crossval
+from mhim.bag import place_of_features
 from mhim.cli import app
 from mhim.cli.shared import run_app
 from mhim.cohort import read_cohort
 from mhim.compare import cost
-from mhim.compare.plan import Entry, Protocol
+from mhim.compare.plan import Protocol, plan_comparison, train_comparison
 from mhim.compare.published import ORAL
 from mhim.compare.table import count_text
+from mhim.entries import Entry
 from mhim.errors import ConfigError
 from mhim.evaluation import fold_predictions, mean_over_folds
 from mhim.protocols import PROTOCOLS, published_splits
 from mhim.splits import SplitConfig, read_splits
+from mhim.training.crossval import store_of
 from mhim.training.runs import open_run
 
 Command = Callable[..., int]
@@ -163,6 +168,35 @@ def _shared_folds_and_baselines(out: Path) -> None:
         assert info[2]["baseline_identity"] == info[1]["identity"]
         assert len({json.loads((folder / "data.json").read_text())["folds"] for folder in folders}) == 1
         assert not (folders[2] / "baseline").exists()
+
+
+def test_every_fold_is_trained_once_and_both_methods_start_from_the_one_baseline(
+    cohort_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features too are there once: every fold of every entry maps the same files."""
+    trained: list[tuple[str, int, Path | None]] = []
+    real = crossval.train_fold
+
+    def counted(plan: Any, fold: int, out: Path, baseline: Path | None, *more: Any) -> None:
+        trained.append((plan.config.title, fold, baseline))
+        real(plan, fold, out, baseline, *more)
+
+    monkeypatch.setattr(crossval, "train_fold", counted)
+    values: dict[str, Any] = {"features": str(cohort_folder / "features"), "cohort": str(cohort_folder / "cohort.csv")}
+    values |= {"train": {"epochs": 1, "device": "cpu"}, "model": {"dim": 8}}
+    chosen = replace(protocol(values=values), split=SplitConfig(folds=2))
+    comparison = plan_comparison(["mhim-v2-abmil", "mhim-abmil"], chosen, False, cohort_folder / "out")
+    mapped = {run.entry.name: store_of(run.plan.config, comparison.cohort) for run in comparison.runs}
+    assert all(place_of_features(store.path("s00_0")) is not None for store in mapped.values())
+    assert train_comparison(comparison, workers=0) == {}
+    base = cohort_folder / "out" / "runs" / "abmil" / "seed_0"
+    assert sorted(trained, key=str) == sorted(
+        [
+            *(("abmil", fold, None) for fold in (0, 1)),
+            *((f"mhim-{version} (abmil)", fold, base) for version in ("v1", "v2") for fold in (0, 1)),
+        ],
+        key=str,
+    )
 
 
 def test_a_run_that_fails_does_not_stop_the_others(cohort_folder: Path, mhim: Command, capsys: Any) -> None:
