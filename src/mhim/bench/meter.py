@@ -25,12 +25,14 @@ class Meter:
     """Measures on one device.
 
     Memory is counted above a point of rest: on CUDA what PyTorch allocated, else resident memory of the process
-    (Linux). None where the system does not say.
+    (Linux). Pages of files that are resident when the peak is forgotten do not count, for the system takes them away
+    and gives them back as it likes. None where the system does not say.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._rest: float | None = None
+        self._files = 0.0
 
     def timed(self, work: Callable[[], object]) -> Taken:
         """Do some work to its end on the device."""
@@ -53,6 +55,7 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
+        self._files = (_status("RssFile") or 0.0) + (_status("RssShmem") or 0.0)
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
@@ -62,12 +65,12 @@ class Meter:
         """Most memory in use since the peak was forgotten, above rest, in bytes."""
         on_cuda = self.device.type == "cuda"
         highest = float(torch.cuda.max_memory_allocated(self.device)) if on_cuda else _status("VmHWM")
-        return None if highest is None or self._rest is None else highest - self._rest
+        return None if highest is None or self._rest is None else highest - self._rest - self._files
 
     def resident(self) -> float | None:
-        """Memory in use now, in bytes."""
+        """Memory in use now, in bytes, without pages of files."""
         on_cuda = self.device.type == "cuda"
-        return float(torch.cuda.memory_allocated(self.device)) if on_cuda else _status("VmRSS")
+        return float(torch.cuda.memory_allocated(self.device)) if on_cuda else _status("RssAnon")
 
     @property
     def name(self) -> str:
