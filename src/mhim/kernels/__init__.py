@@ -2,9 +2,10 @@
 
 from mhim.kernels.attention_pool import Branches, Pooled, pool
 from mhim.kernels.band import convolve
+from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
 from mhim.kernels.embed import Embedding, embed, tokens_at
-from mhim.kernels.gemm import affine
+from mhim.kernels.gemm import affine, multiply, one_by_one
 from mhim.kernels.heap import keep_heap
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
@@ -21,6 +22,7 @@ __all__ = [
     "affine",
     "branch_scores",
     "convolve",
+    "depthwise",
     "draw_seed",
     "dropout",
     "embed",
@@ -28,6 +30,8 @@ __all__ = [
     "keep_heap",
     "keep_mask",
     "linear",
+    "multiply",
+    "one_by_one",
     "pool",
     "segment_pool",
     "segment_softmax",

@@ -86,6 +86,13 @@ class _Weights(NamedTuple):
         parts: Any = [None if part is None else part.detach().to(dtype) for part in self]
         return _Weights(*parts)
 
+    def branch(self) -> tuple[Tensor, Tensor | None]:
+        """Value and gate as one layer, (A, H) or (2 A, H), and its bias."""
+        if self.gate is None:
+            return self.value, self.value_bias
+        biases = [bias for bias in (self.value_bias, self.gate_bias) if bias is not None]
+        return torch.cat([self.value, self.gate]), torch.cat(biases) if biases else None
+
 
 class _Chunk(NamedTuple):
     """What the gradient needs of a chunk; ``mixed`` is value * gate, after dropout."""
@@ -132,7 +139,10 @@ def pool(
     seed = draw_seed() if seed is None and is_random else seed or 0
     spec = _Spec(embedding.rate, branches.rate, branches.act, seed, budget)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in weights):
-        return Pooled(*_Pool.apply(rows, spec, *weights))
+        if not instances:
+            weights = weights._replace(evidence=None)
+        scores, pooled, seen = _Pool.apply(rows, spec, *weights)
+        return Pooled(scores if instances else None, pooled, seen)
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         scores, pooled, seen, _ = _stream(rows, spec._replace(budget=-1), weights, instances)
     return Pooled(scores, pooled, seen)
@@ -143,7 +153,7 @@ def _stream(
 ) -> tuple[Tensor | None, Tensor, Tensor | None, tuple[list[_Chunk | None], Tensor, Tensor]]:
     """One pass: scores (B, K), pooled (B, H), evidence (K, E), and for the gradient chunks, maximum, sum."""
     low = weights.low(rows.dtype)
-    branches, dim = len(low.score), len(low.weight)
+    branch, branches, dim = low.branch(), len(low.score), len(low.weight)
     device, whole = rows.device, weights.weight.dtype
     scores = torch.empty(branches, len(rows), dtype=whole, device=device) if instances else None
     classes = low.evidence if instances else None
@@ -153,7 +163,7 @@ def _stream(
     pooled = torch.zeros(branches, dim, dtype=whole, device=device)
     kept, budget = list[_Chunk | None](), spec.budget
     for place in rows.parts():
-        chunk = _chunk(rows.part(place), place, low, spec)
+        chunk = _chunk(rows.part(place), place, low, branch, spec)
         tokens, mixed = chunk.tokens.to(whole), chunk.mixed.to(whole)
         part = _small(mixed, weights.score, weights.score_bias).T
         higher = torch.maximum(top, part.amax(dim=1, keepdim=True))
@@ -176,16 +186,17 @@ def _small(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
 
 
-def _chunk(x: Tensor, place: slice, low: _Weights, spec: _Spec) -> _Chunk:
+def _chunk(x: Tensor, place: slice, low: _Weights, branch: tuple[Tensor, Tensor | None], spec: _Spec) -> _Chunk:
     """Tokens and attention branch of the rows at a place."""
     tokens = chunk_tokens(x, low.weight, low.bias, spec.rate, spec.seed, place)
-    value = apply_(spec.act, affine(tokens, low.value, low.value_bias))
-    gate = None if low.gate is None else affine(tokens, low.gate, low.gate_bias).sigmoid_()
+    width, raw = len(low.value), affine(tokens, *branch)
+    value = apply_(spec.act, raw[:, :width])
+    gate = None if low.gate is None else raw[:, width:].sigmoid_()
     mixed, kept = value if gate is None else value * gate, None
     if spec.branch_rate:
-        kept = keep_mask(spec.seed + 1, place, value.shape[1], spec.branch_rate, x.device)
+        kept = keep_mask(spec.seed + 1, place, width, spec.branch_rate, x.device)
         if gate is not None:
-            kept = kept & keep_mask(spec.seed + 2, place, value.shape[1], spec.branch_rate, x.device)
+            kept = kept & keep_mask(spec.seed + 2, place, width, spec.branch_rate, x.device)
         mixed = mixed * kept * _branch_factor(spec, gate is not None)
     return _Chunk(tokens, value, gate, kept, mixed)
 
@@ -221,26 +232,29 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     of_scores, of_pooled, of_evidence = grads
     rows, spec, weights = ctx.rows, ctx.spec, _Weights(*parts)
     low, sums = weights.low(rows.dtype), [None if part is None else torch.zeros_like(part) for part in weights]
+    branch, of_branch = low.branch(), [None if part is None else torch.zeros_like(part) for part in weights.branch()]
     if of_pooled is None:
         of_pooled = torch.zeros_like(pooled)
     along = (of_pooled * pooled).sum(dim=1, keepdim=True)
+    behind = torch.cat([branch[0], of_pooled.to(rows.dtype), *([] if of_evidence is None else [low.evidence])])
     for place, kept in zip(rows.parts(), ctx.chunks, strict=True):
         x = rows.part(place)
-        chunk = _chunk(x, place, low, spec) if kept is None else kept
+        chunk = _chunk(x, place, low, branch, spec) if kept is None else kept
         share = (scores[:, place] - top).exp() / total
         of_score = share * ((of_pooled.to(rows.dtype) @ chunk.tokens.T).to(share.dtype) - along)
         if of_scores is not None:
             of_score = of_score + of_scores[:, place]
-        of_tokens = share.T.to(rows.dtype) @ of_pooled.to(rows.dtype)
+        before = _before_branch(of_score.to(rows.dtype), chunk, low, spec, sums)
+        _add_layer(of_branch, before, chunk.tokens)
+        ahead = [before, share.T.to(rows.dtype)]
         if of_evidence is not None:
-            part = of_evidence[place].to(rows.dtype)
-            of_tokens.addmm_(part, low.evidence)
-            add_outer(_sum(sums, "evidence"), part, chunk.tokens)
-        _branches_backward(of_score.to(rows.dtype), chunk, low, spec, sums, of_tokens)
-        before = torch.ops.aten.threshold_backward(of_tokens, chunk.tokens, 0)
-        add_outer(_sum(sums, "weight"), before, x)
-        if weights.bias is not None:
-            _sum(sums, "bias").add_(before.sum(dim=0))
+            ahead.append(of_evidence[place].to(rows.dtype))
+            add_outer(_sum(sums, "evidence"), ahead[-1], chunk.tokens)
+        of_tokens = affine(torch.cat(ahead, dim=1), behind.T)
+        _add_layer(sums[:2], torch.ops.aten.threshold_backward(of_tokens, chunk.tokens, 0), x)
+    for part, names in zip(of_branch, (("value", "gate"), ("value_bias", "gate_bias")), strict=True):
+        for name, piece in zip(names, [] if part is None else part.split(len(low.value)), strict=False):
+            _sum(sums, name).copy_(piece)
     return sums
 
 
@@ -251,33 +265,26 @@ def _sum(sums: Sequence[Tensor | None], name: str) -> Tensor:
     return found
 
 
-def _branches_backward(
-    of_score: Float[Tensor, "branch n"],
-    chunk: _Chunk,
-    low: _Weights,
-    spec: _Spec,
-    sums: Sequence[Tensor | None],
-    of_tokens: Float[Tensor, "n dim"],
-) -> None:
-    """Gradients through the attention scores: into the weights' sums, and added to the tokens' gradient."""
+def _add_layer(sums: Sequence[Tensor | None], before: Tensor, x: Tensor) -> None:
+    """A layer's part of the gradients of its weight, and of its bias if it has one."""
+    weight, bias = sums
+    assert weight is not None
+    add_outer(weight, before, x)
+    if bias is not None:
+        bias += before.sum(dim=0)
+
+
+def _before_branch(
+    of_score: Float[Tensor, "branch n"], chunk: _Chunk, low: _Weights, spec: _Spec, sums: Sequence[Tensor | None]
+) -> Float[Tensor, "n joint"]:
+    """Gradient before the activations of value and gate; those of the scores' weight and bias go into their sums."""
     add_outer(_sum(sums, "score"), of_score.T, chunk.mixed)
     if low.score_bias is not None:
         _sum(sums, "score_bias").add_(of_score.sum(dim=1))
     of_mixed = of_score.T @ low.score
     if chunk.kept is not None:
         of_mixed = of_mixed * chunk.kept * _branch_factor(spec, chunk.gate is not None)
-    of_value = of_mixed if chunk.gate is None else of_mixed * chunk.gate
-    _layer_backward(backward(spec.act, of_value, chunk.value), low.value, "value", chunk, sums, of_tokens)
-    if chunk.gate is not None and low.gate is not None:
-        before = torch.ops.aten.sigmoid_backward(of_mixed * chunk.value, chunk.gate)
-        _layer_backward(before, low.gate, "gate", chunk, sums, of_tokens)
-
-
-def _layer_backward(
-    before: Tensor, weight: Tensor, name: str, chunk: _Chunk, sums: Sequence[Tensor | None], of_tokens: Tensor
-) -> None:
-    add_outer(_sum(sums, name), before, chunk.tokens)
-    bias = sums[_Weights._fields.index(f"{name}_bias")]
-    if bias is not None:
-        bias.add_(before.sum(dim=0))
-    of_tokens.addmm_(before, weight)
+    if chunk.gate is None:
+        return backward(spec.act, of_mixed, chunk.value)
+    of_value = backward(spec.act, of_mixed * chunk.gate, chunk.value)
+    return torch.cat([of_value, torch.ops.aten.sigmoid_backward(of_mixed * chunk.value, chunk.gate)], dim=1)

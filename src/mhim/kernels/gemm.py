@@ -16,6 +16,8 @@ from torch.nn import functional as F
 _DTYPES = (torch.float32, torch.bfloat16)
 _FEWEST_ROWS = 16
 """Below this many rows the call costs more than it saves."""
+_OUTER_ROWS = 2048
+"""Rows that are summed away at once: a transposed operand that leaves the cache is copied first."""
 
 
 @cache
@@ -31,6 +33,11 @@ def onednn_linear() -> Callable[..., Tensor] | None:
     return call if agrees else None
 
 
+def has_fast_products(x: Tensor) -> bool:
+    """Whether :func:`affine` of such a tensor takes the fast library."""
+    return x.device.type == "cpu" and x.dtype in _DTYPES and onednn_linear() is not None
+
+
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """X W^T + b, then ReLU if asked; no gradient.
 
@@ -40,8 +47,10 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
         bias: (out,) or None.
         relu: apply ReLU in the same pass.
     """
-    call = onednn_linear() if x.device.type == "cpu" and x.dtype in _DTYPES and len(x) >= _FEWEST_ROWS else None
+    call = onednn_linear() if has_fast_products(x) and len(x) >= _FEWEST_ROWS else None
     if call is not None:
+        if not (weight.is_contiguous() or weight.T.is_contiguous()):  # a layout for which it has no fast product
+            weight = weight.contiguous()
         return call(x, weight, bias, "relu" if relu else "none", [], "")
     out = F.linear(x, weight, bias)
     return out.relu_() if relu else out
@@ -49,7 +58,25 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Total += left^T right, rows (N, out) and (N, in) summed away; the total may be of higher precision."""
-    if total.dtype == left.dtype:
-        total.addmm_(left.T, right)
-    else:
+    if not has_fast_products(left):
         total += left.T @ right
+        return
+    for rows, others in zip(left.split(_OUTER_ROWS), right.split(_OUTER_ROWS), strict=True):
+        total += affine(rows.T, others.T)
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two matrices, or of batches of them; no gradient."""
+    return affine(left, right.mT) if left.ndim == 2 and has_fast_products(left) else left @ right
+
+
+def one_by_one(function: Callable[..., tuple[Tensor, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
+    """A function of matrices for each entry of the batches, results stacked.
+
+    PyTorch gives a batch of products to the slower library, and passes over whole batches leave the cache. Where
+    there is no faster one the function gets the batches as they are.
+    """
+    if not has_fast_products(batches[0]):
+        return function(*batches)
+    results = [function(*entries) for entries in zip(*batches, strict=True)]
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))

@@ -111,6 +111,7 @@ class MILModel(nn.Module):
             Whoever trains permutes the features, with a generator of its own; ``aggregate`` never does.
         packs: several bags are projected in one pass, and ``aggregate_bags`` takes their tokens laid one bag after
             another; otherwise they go through ``forward`` one at a time.
+        hands_out_extras: whether ``extras`` may hold what costs a pass of its own; MHIM's teacher does without.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -123,6 +124,7 @@ class MILModel(nn.Module):
     is_permutation_equivariant: ClassVar[bool] = True
     shuffles_in_training: bool = False
     packs: ClassVar[bool] = False
+    hands_out_extras: bool = True
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
         super().__init__()

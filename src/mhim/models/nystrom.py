@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mhim.kernels import convolve, dropout, linear
+from mhim.kernels import convolve, dropout, linear, multiply, one_by_one
 
 ClassRow = Literal["class-token", "first-padded"]
 
@@ -38,43 +38,48 @@ def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float
     return guess
 
 
-def _from_identity(factor: int, matrix: Float[Tensor, "heads m m"]) -> Float[Tensor, "heads m m"]:
+def _from_identity(factor: int, matrix: Float[Tensor, "*heads m m"]) -> Float[Tensor, "*heads m m"]:
     """The matrix factor I - M."""
     difference = matrix.neg()
     difference.diagonal(dim1=-2, dim2=-1).add_(factor)
     return difference
 
 
-def _horner(product: Float[Tensor, "heads m m"]) -> tuple[Float[Tensor, "heads m m"], Float[Tensor, "heads m m"]]:
-    """Y (7 I - Y), and Y (15 I - that)."""
-    inner = product @ _from_identity(7, product)
-    return inner, product @ _from_identity(15, inner)
+def _round(matrix: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """One round, and A Z."""
+    product = multiply(matrix, guess)
+    inner = multiply(product, _from_identity(7, product))
+    outer = multiply(product, _from_identity(15, inner))
+    return multiply(0.25 * guess, _from_identity(13, outer)), product
+
+
+def _round_backward(matrix: Tensor, guess: Tensor, product: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of A and Z, of Z' = Z (13 - 15 Y + 7 Y^2 - Y^3) / 4 with Y = A Z: ten products, nothing kept but Y."""
+    turned, grad = product.mT, 0.25 * grad
+    once = multiply(grad, turned)
+    twice = multiply(once, turned)
+    of_guess = (13 * grad).sub_(once, alpha=15).add_(twice, alpha=7).sub_(multiply(twice, turned))
+    of_outer = multiply(guess.mT, grad).neg_()
+    left, right = multiply(turned, of_outer), multiply(of_outer, turned)
+    both = right.add_(left)
+    of_product = of_outer.mul_(15).sub_(both, alpha=7).add_(multiply(both, turned)).add_(multiply(turned, left))
+    return multiply(of_product, guess.mT), of_guess.add_(multiply(matrix.mT, of_product))
 
 
 class _Round(torch.autograd.Function):
-    """One round of the iteration. Its gradient keeps two matrices where autograd would keep nine."""
+    """One round of the iteration. Its gradient keeps three matrices where autograd would keep nine."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, guess: Tensor) -> Tensor:
         """See :func:`pseudo_inverse`."""
-        product = matrix @ guess
+        result, product = one_by_one(_round, matrix, guess)
         ctx.save_for_backward(matrix, guess, product)
-        _, outer = _horner(product)
-        return 0.25 * guess @ _from_identity(13, outer)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the matrix and of the guess; the identities are never formed."""
-        matrix, guess, product = ctx.saved_tensors
-        inner, outer = _horner(product)
-        grad = 0.25 * grads[0]
-        of_guess = torch.baddbmm(grad, grad, outer.mT, beta=13, alpha=-1)
-        of_outer = -(guess.mT @ grad)
-        of_product = torch.baddbmm(of_outer, of_outer, inner.mT, beta=15, alpha=-1)
-        of_inner = -(product.mT @ of_outer)
-        of_product = of_product.add_(of_inner, alpha=7).baddbmm_(of_inner, product.mT, alpha=-1)
-        of_product = of_product.baddbmm_(product.mT, of_inner, alpha=-1)
-        return of_product @ guess.mT, of_guess.baddbmm_(matrix.mT, of_product)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        """See :func:`_round_backward`."""
+        return one_by_one(_round_backward, *ctx.saved_tensors, grads[0])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding, Rows, embed
+from mhim.kernels import Embedding, Rows, depthwise, embed
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, Projection
 from mhim.models.nystrom import ClassRow, Landmarked, NystromAttention
@@ -62,10 +62,8 @@ class PositionEncoding(nn.Module):
         if self.fills_to_seven and side < _SMALLEST_SIDE:
             side = _SMALLEST_SIDE
             square = F.pad(square, (0, 0, 0, side * side - len(square)))
-        image = square.view(1, side, side, -1).permute(0, 3, 1, 2)
-        kernel, bias = self._merged()
-        image = image + F.conv2d(image, kernel, bias, padding=3, groups=image.shape[1])
-        return image.permute(0, 2, 3, 1).flatten(0, 2)[: len(tokens)]
+        image = square.view(side, side, -1)
+        return (image + depthwise(image, *self._merged())).flatten(0, 1)[: len(tokens)]
 
     def _merged(self) -> tuple[Float[Tensor, "dim 1 7 7"], Float[Tensor, " dim"]]:
         """The three convolutions as one."""
@@ -124,7 +122,7 @@ class TransMIL(MILModel):
     did until December 2023. The logits are no sum over instances. ``instance_scores`` (N, C) are MHIM v2's:
     first-layer attention x value per head, output projection, classifier.
 
-    ``extras`` in evaluation mode: ``attention_layer1`` and ``attention_layer2`` (heads, N).
+    ``extras`` in evaluation mode: ``attention_layer1`` and, if ``hands_out_extras``, ``attention_layer2`` (heads, N).
     """
 
     Config = TransMILConfig
@@ -206,9 +204,9 @@ class TransMIL(MILModel):
         )
 
     def _rows(self, first: Landmarked, last: Landmarked, count: int) -> dict[str, Tensor]:
-        """The class token's attention to the instances in both layers; in training only where it is needed."""
+        """The class token's attention to the instances; of the second layer only where it is wanted."""
         rows = {"attention_layer1": self.layer1.attention.class_row(first, self.config.class_row)[:, :count]}
-        if not self.training or self.config.attention_layer == "last":
+        if (self.hands_out_extras and not self.training) or self.config.attention_layer == "last":
             rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
         return rows
 
