@@ -257,3 +257,14 @@ def reference_step(name: str, in_dim: int, classes: int, seed: int) -> Callable[
         return float(loss.detach())
 
     return step
+
+
+def reference_forward(name: str, in_dim: int, classes: int) -> Callable[[Tensor], Tensor]:
+    """forward(features) -> logits of a reference program in evaluation."""
+    model = BUILD[name](in_dim, classes).eval()
+
+    @torch.no_grad()
+    def forward(features: Tensor) -> Tensor:
+        return model.tail(model.front(features))[0]
+
+    return forward

@@ -26,14 +26,14 @@ GOALS |= {"dsmil": 1.4, "mhim-dsmil": 1.8}
 VARIANTS = {"float32": ("float32", "float32"), "teacher": ("float32", "bfloat16"), "bfloat16": ("bfloat16", "bfloat16")}
 
 
-def our_step(name: str, variant: str) -> Callable[[torch.Tensor, int], object]:
-    """Our step under a reference's name."""
+def our_step(name: str, variant: str, budget_mib: int | None = None) -> Callable[[torch.Tensor, int], object]:
+    """Our step under a reference's name; ``budget_mib`` may be kept for the gradient."""
     precision, teacher = VARIANTS[variant]
     model: dict[str, object] = {"name": name.removeprefix("mhim-")}
     if name == "dtfd":
         model["dropout"] = 0.25
     method = {"name": "mhim-v1", "teacher_precision": teacher} if name.startswith("mhim-") else "supervised"
-    return make_step(model, method, in_dim=1024, n_classes=2, seed=0, precision=precision)
+    return make_step(model, method, in_dim=1024, n_classes=2, seed=0, precision=precision, activation_mib=budget_mib)
 
 
 def serve(name: str, variant: str, n: int, threads: int, line: Connection) -> None:

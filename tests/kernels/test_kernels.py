@@ -17,10 +17,13 @@ from mhim.kernels import (
     Rows,
     affine,
     convolve,
+    depthwise,
     dropout,
     embed,
     keep_mask,
     linear,
+    multiply,
+    one_by_one,
     pool,
     tokens_at,
 )
@@ -221,6 +224,58 @@ def test_banded_products_are_the_convolution(count: int, taps: int) -> None:
     ours, theirs = (torch.autograd.grad((found * weight).sum(), (values, filters)) for found in (fast, plain))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (12, 12)])
+def test_a_depth_wise_convolution_is_the_plain_one(height: int, width: int, size: int) -> None:
+    torch.manual_seed(0)
+    image, kernel, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((height, width, 5), (5, 1, size, size), 5)
+    )
+    plain = F.conv2d(image.permute(2, 0, 1)[None], kernel, bias, padding=size // 2, groups=5)[0].permute(1, 2, 0)
+    fast = depthwise(image, kernel, bias)
+    weight = torch.randn_like(plain)
+    torch.testing.assert_close(fast, plain)
+    ours, theirs = (torch.autograd.grad((found * weight).sum(), (image, kernel, bias)) for found in (fast, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_any_layout(dtype: torch.dtype) -> None:
+    """Views of columns, transposed ones and batches; more rows than are summed away at once."""
+    torch.manual_seed(0)
+    wide = torch.randn(5000, 96, dtype=dtype)
+    left, right, square = wide[:, 8:40], wide[:, 50:82], wide[:32, :32]
+    for one, other in ((left, square), (left, square.T), (square.T, right[:32]), (left.T, right)):
+        torch.testing.assert_close(multiply(one, other), one @ other, rtol=1e-4, atol=1e-3)
+    total = torch.ones(32, 32, dtype=dtype)
+    gemm.add_outer(total, left, right)
+    torch.testing.assert_close(total, 1 + left.T @ right, rtol=1e-4, atol=1e-3)
+    batch, other = (torch.randn(3, 20, 20, dtype=dtype) for _ in range(2))
+    product, difference = one_by_one(lambda a, b: (multiply(a, b.mT), a - b), batch, other)
+    torch.testing.assert_close(product, batch @ other.mT)
+    torch.testing.assert_close(difference, batch - other)
+
+
+def test_exact_attention_is_a_direct_softmax() -> None:
+    torch.manual_seed(0)
+    options = {"name": "transmil", "dim": 16, "heads": 2, "attention": "exact", "kernel": 5}
+    model = models.build(models.parse(options), D, 2).double().eval()
+    layer, tokens = model.layer1, torch.randn(3000, 16, dtype=torch.float64)
+    prepared = layer.prepare(tokens)
+    q, k, v = (
+        part.unflatten(1, (2, 8)).transpose(0, 1) for part in layer.attention.to_qkv(layer.norm(tokens)).chunk(3, 1)
+    )
+    share = (q @ k.mT / 8**0.5).softmax(dim=-1)
+    mixed = share @ v + F.conv2d(v[None], layer.attention.value_convolution.weight, padding=(2, 0), groups=2)[0]
+    expected = tokens + layer.attention.to_out(mixed.transpose(0, 1).flatten(1))
+    torch.testing.assert_close(layer(tokens, prepared, 3000), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(tokens, prepared, 3000), expected)
+    torch.testing.assert_close(layer.attention.class_row(prepared, "class-token"), share[:, 0, 1:])
 
 
 def test_gradients_of_small_parts() -> None:

@@ -62,6 +62,7 @@ def make_step(
     seed: int,
     precision: Precision = "float32",
     device: str = "cpu",
+    activation_mib: int | None = None,
 ) -> Callable[[Float[Tensor, "instances in_dim"], int | Tensor], Float[Tensor, ""]]:
     """One training step as the training loop takes it: loss, gradient, Adam, teacher.
 
@@ -73,6 +74,7 @@ def make_step(
         seed: of weights, masks and dropout (PyTorch's global generator is seeded with it).
         precision: of the matrix products, "float32" or "bfloat16".
         device: "cpu", "cuda", "cuda:1", "mps" or "auto".
+        activation_mib: what a step may keep for its gradient; the default is that of training.
 
     Returns:
         ``step(features, label) -> loss``: features (N, D) of any floating dtype, a class index; the loss () before
@@ -85,6 +87,8 @@ def make_step(
     keep_heap()
     place = choose_device(device)
     trained = make_method(model, method, in_dim, n_classes, seed, place)
+    if activation_mib is not None:
+        trained.model.activation_bytes = activation_mib << 20
     stepping = BagStep(trained, adam(trained, LR, WEIGHT_DECAY), precision)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)

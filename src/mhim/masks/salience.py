@@ -123,8 +123,7 @@ class SalienceMask(MaskStrategy):
         has_low, has_high = config.mask_ratio_low > 0, config.mask_ratio_high > 0
         if heads > 1 and has_low and has_high:
             high, low = self._high(salience, progress, generator), self._low(salience)
-            sets = keep_one(to_device(random, salience.device), low, high, salience)
-            return MaskSelection((~(sets[0] | sets[1] | sets[2])).nonzero()[:, 0], sets[2], sets[1], sets[0])
+            return select_by_instance(to_device(random, salience.device), low, high, salience)
         lows = ceil_share(size, config.mask_ratio_low)
         if has_low and not has_high:
             order, lows = extreme_set(salience, lows, False, config.fusion)
@@ -201,6 +200,20 @@ def select_by_rank(
     back = torch.empty_like(order).scatter_(0, order, torch.arange(size, device=order.device))
     high, low, random = (to_device(part, order.device)[back] for part in (high, low, random))
     return MaskSelection(order[kept].sort().values, high, low, random)
+
+
+def select_by_instance(
+    random: Bool[Tensor, " instances"],
+    low: Bool[Tensor, " instances"],
+    high: Bool[Tensor, " instances"],
+    salience: Float[Tensor, "head instances"],
+) -> MaskSelection:
+    """Masks decided on instances. How many are left is the one question that the device is asked."""
+    kept = (~(random | low | high)).nonzero()[:, 0]
+    if len(kept) == 0:
+        random, low, high = keep_one(random, low, high, salience)
+        kept = (~(random | low | high)).nonzero()[:, 0]
+    return MaskSelection(kept, high, low, random)
 
 
 def keep_one(

@@ -68,7 +68,9 @@ class ABMIL(MILModel):
         embedding, branches = self.embedding(), self.attention.branches()
         if embedding is None or branches is None:
             return None
-        return self._output(*pool(rows, embedding, branches, self.classifier.weight, instances))
+        return self._output(
+            *pool(rows, embedding, branches, self.classifier.weight, instances, None, self.activation_bytes)
+        )
 
     def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:
         """See :meth:`MILModel.aggregate_bags`: scores and sums of all bags in one pass."""

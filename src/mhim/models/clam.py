@@ -88,7 +88,8 @@ class _CLAM(MILModel):
         if embedding is None or branches is None:
             return None
         seed = draw_seed() if self.training else 0
-        pooled = pool(rows, embedding, branches, self.classifier.weight, instances or self.training, seed)
+        wanted = instances or self.training
+        pooled = pool(rows, embedding, branches, self.classifier.weight, wanted, seed, self.activation_bytes)
         return self._output(*pooled, tokens_at=lambda positions: tokens_at(rows, positions, embedding, seed))
 
     def aggregate_bags(self, tokens: Float[Tensor, "rows dim"], segments: Segments, instances: bool) -> list[MILOutput]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError, FeatureError
 from mhim.kernels import Bags, Embedding, Rows, Segments, embed, to_device
+from mhim.kernels.attention_pool import BUDGET_BYTES
 from mhim.registry import Registry
 
 
@@ -111,6 +112,8 @@ class MILModel(nn.Module):
             Whoever trains permutes the features, with a generator of its own; ``aggregate`` never does.
         packs: several bags are projected in one pass, and ``aggregate_bags`` takes their tokens laid one bag after
             another; otherwise they go through ``forward`` one at a time.
+        activation_bytes: what a training step may keep of a bag for its gradient where the model computes chunk by
+            chunk (AB-MIL, CLAM, DTFD); chunks beyond it are computed again.
         hands_out_extras: whether ``extras`` may hold what costs a pass of its own; MHIM's teacher does without.
     """
 
@@ -125,6 +128,7 @@ class MILModel(nn.Module):
     shuffles_in_training: bool = False
     packs: ClassVar[bool] = False
     hands_out_extras: bool = True
+    activation_bytes: int = BUDGET_BYTES
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
         super().__init__()

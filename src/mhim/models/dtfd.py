@@ -135,15 +135,28 @@ class DTFD(MILModel):
         embedding, branches = self.embedding(), self.tier1.attention.branches()
         if embedding is None or branches is None:
             return None
+        is_bag_alone, evidence_weight = not instances and self.config.distillation == "afs", self._evidence_weight()
         bags, features = [], []
         for index in self._cut(len(rows), rows.device):
             part, seed = rows.subset(index), draw_seed() if embedding.rate else 0
-            raw, pooled, evidence = pool(part, embedding, branches, self._evidence_weight(), True, seed)
-            assert raw is not None
-            assert evidence is not None
+            budget = int(self.activation_bytes * len(index) / len(rows))
+            raw, pooled, evidence = pool(part, embedding, branches, evidence_weight, not is_bag_alone, seed, budget)
+            if raw is None or evidence is None:
+                features.append(pooled)
+                continue
             bags.append(bag := self._tier1(index, raw[0], pooled[0], evidence))
             features.append(self._handed_up(bag, partial(tokens_at, part, embedding=embedding, seed=seed)))
+        if is_bag_alone:
+            return self._of_pooled(torch.cat(features))
         return self._tier2(tuple(bags), torch.cat(features).detach())
+
+    def _of_pooled(self, pooled: Float[Tensor, "features dim"]) -> MILOutput:
+        """The bag's result alone, of attention-pooled features."""
+        features = pooled.detach()
+        embedding = (self.tier2.attention(features).softmax(dim=-1) @ features)[0]
+        logits = self.tier2.classifier(embedding)
+        extras = {"tier1_logits": self.tier1.classifier(pooled), "pseudo_features": features}
+        return MILOutput(logits, softmax_probabilities(logits), None, None, embedding, extras=extras)
 
     def _evidence_weight(self) -> Float[Tensor, "both dim"]:
         """Both tiers' classifiers; the second sees tokens without sending a gradient to them (section 3.4)."""

@@ -1,4 +1,4 @@
-"""Nyström attention read out by a class token (Xiong et al., AAAI 2021; as in TransMIL, NeurIPS 2021).
+"""Nyström and exact attention read out by a class token (Xiong et al., AAAI 2021; as in TransMIL, NeurIPS 2021).
 
 Self-attention over n tokens is approximated through m landmarks: softmax(q k_L^T) A+ softmax(q_L k^T) v, with
 A = softmax(q_L k_L^T) and A+ its iterated pseudo-inverse. No matrix of n x n is ever formed; the products are
@@ -83,30 +83,115 @@ class _Round(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Landmarked:
-    """A token sequence prepared for Nyström attention.
+class Prepared:
+    """A token sequence ready to attend.
 
     Attributes:
-        padded: the tokens behind ``padding`` zero tokens, so that landmarks cover equal groups.
+        padded: the tokens behind ``padding`` zero tokens.
         padding: how many zero tokens stand in front. They take part in the attention, as published.
         keys: of every padded token.
         values: of every padded token.
-        landmark_queries: scaled mean queries of the groups.
-        landmark_keys: mean keys of the groups.
-        inverse: pseudo-inverse of the landmarks' attention among themselves.
     """
 
     padded: Float[Tensor, "padded dim"]
     padding: int
     keys: Float[Tensor, "heads padded head_dim"]
     values: Float[Tensor, "heads padded head_dim"]
+
+
+@dataclass(frozen=True)
+class Landmarked(Prepared):
+    """A token sequence prepared for Nyström attention; the padding makes landmarks cover equal groups.
+
+    Attributes:
+        landmark_queries: scaled mean queries of the groups.
+        landmark_keys: mean keys of the groups.
+        inverse: pseudo-inverse of the landmarks' attention among themselves.
+    """
+
     landmark_queries: Float[Tensor, "heads m head_dim"]
     landmark_keys: Float[Tensor, "heads m head_dim"]
     inverse: Float[Tensor, "heads m m"]
 
 
-class NystromAttention(nn.Module):
-    """Multi-head Nyström self-attention with a depth-wise value convolution along the sequence.
+class ExactAttention(nn.Module):
+    """Multi-head self-attention softmax(q k^T) v with a depth-wise value convolution along the sequence.
+
+    Its time grows with the square of the tokens; no matrix of n x n is formed.
+
+    Args:
+        dim: token width, a multiple of ``heads``.
+        heads: attention heads.
+        kernel: odd length of the value convolution, one filter per head.
+        dropout: after the output projection.
+    """
+
+    def __init__(self, dim: int, heads: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        self.value_convolution = nn.Conv2d(heads, heads, (kernel, 1), groups=heads, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Prepared:
+        """Keys and values of a sequence."""
+        _, to_key, to_value = self.to_qkv.weight.chunk(3)
+        return Prepared(tokens, 0, self._split(linear(tokens, to_key)), self._split(linear(tokens, to_value)))
+
+    def _attended(
+        self, prepared: Prepared
+    ) -> tuple[Float[Tensor, "heads other head_dim"], Float[Tensor, "heads other head_dim"]]:
+        """The keys that every query meets, and what it takes from them."""
+        return prepared.keys, prepared.values
+
+    def attend(self, prepared: Prepared, count: int) -> Float[Tensor, "count dim"]:
+        """Attention output of the first ``count`` real tokens; without gradient in pieces of bounded memory."""
+        seen = self._attended(prepared)
+        if torch.is_grad_enabled() or count <= _PIECE:
+            return self._attend(prepared, seen, 0, count)
+        out = prepared.padded.new_empty(count, self.to_out.out_features)
+        for start in range(0, count, _PIECE):
+            stop = min(start + _PIECE, count)
+            out[start:stop] = self._attend(prepared, seen, start, stop)
+        return out
+
+    def _attend(
+        self, prepared: Prepared, seen: tuple[Tensor, Tensor], start: int, stop: int
+    ) -> Float[Tensor, "piece dim"]:
+        """Attention output of the real tokens from ``start`` to ``stop``."""
+        first, last = prepared.padding + start, prepared.padding + stop
+        queries = self._queries(prepared.padded[first:last])
+        mixed = _attention(queries, *seen)
+        mixed = mixed + self._convolve(prepared.values, first, stop - start)
+        out = linear(mixed.transpose(0, 1).flatten(1), self.to_out.weight, self.to_out.bias)
+        return dropout(out, self.dropout.p if self.training else 0.0)
+
+    @torch.no_grad()
+    def class_row(self, prepared: Prepared, row: ClassRow) -> Float[Tensor, "heads tokens"]:
+        """Attention that the first token pays to every other token; a read-out without gradient."""
+        query = self._queries(prepared.padded[:1])
+        return (query @ prepared.keys.mT).softmax(dim=-1)[:, 0, 1:]
+
+    def _queries(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
+        return self._split(linear(tokens, self.to_qkv.weight.chunk(3)[0])) * self.scale
+
+    def _split(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def _convolve(
+        self, values: Float[Tensor, "heads padded head_dim"], start: int, count: int
+    ) -> Float[Tensor, "heads count head_dim"]:
+        """Value convolution at positions start .. start + count of the padded sequence, zeros beyond its ends."""
+        filters = self.value_convolution.weight[:, 0, :, 0].to(values.dtype)
+        reach = filters.shape[1] // 2
+        before, after = min(reach, start), min(reach, values.shape[1] - start - count)
+        return convolve(values[:, start - before : start + count + after], filters)[:, before : before + count]
+
+
+class NystromAttention(ExactAttention):
+    """The same through m landmarks, at a cost that is linear in the tokens.
 
     Args:
         dim: token width, a multiple of ``heads``.
@@ -118,15 +203,9 @@ class NystromAttention(nn.Module):
     """
 
     def __init__(self, dim: int, heads: int, landmarks: int, iterations: int, kernel: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(dim, heads, kernel, dropout)
         self.landmarks = landmarks
         self.iterations = iterations
-        self.scale = (dim // heads) ** -0.5
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
-        self.value_convolution = nn.Conv2d(heads, heads, (kernel, 1), groups=heads, bias=False)
-        self.dropout = nn.Dropout(dropout)
 
     def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Landmarked:
         """Keys, values and landmarks of a sequence.
@@ -153,32 +232,15 @@ class NystromAttention(nn.Module):
             inverse=inverse,
         )
 
-    def attend(self, prepared: Landmarked, count: int) -> Float[Tensor, "count dim"]:
-        """Attention output of the first ``count`` real tokens; without gradient in pieces of bounded memory."""
+    def _attended(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """See :meth:`ExactAttention._attended`: the landmarks, and the inverse times what they see."""
+        assert isinstance(prepared, Landmarked)
         seen = _attention(prepared.landmark_queries, prepared.keys, prepared.values)
         with torch.autocast(seen.device.type, enabled=False):
-            seen = (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(seen.dtype)
-        if torch.is_grad_enabled() or count <= _PIECE:
-            return self._attend(prepared, seen, 0, count)
-        out = prepared.padded.new_empty(count, self.to_out.out_features)
-        for start in range(0, count, _PIECE):
-            stop = min(start + _PIECE, count)
-            out[start:stop] = self._attend(prepared, seen, start, stop)
-        return out
-
-    def _attend(
-        self, prepared: Landmarked, seen: Float[Tensor, "heads m head_dim"], start: int, stop: int
-    ) -> Float[Tensor, "piece dim"]:
-        """Attention output of the real tokens from ``start`` to ``stop``."""
-        first, last = prepared.padding + start, prepared.padding + stop
-        queries = self._queries(prepared.padded[first:last])
-        mixed = _attention(queries, prepared.landmark_keys, seen)
-        mixed = mixed + self._convolve(prepared.values, first, stop - start)
-        out = linear(mixed.transpose(0, 1).flatten(1), self.to_out.weight, self.to_out.bias)
-        return dropout(out, self.dropout.p if self.training else 0.0)
+            return prepared.landmark_keys, (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(seen.dtype)
 
     @torch.no_grad()
-    def class_row(self, prepared: Landmarked, row: ClassRow) -> Float[Tensor, "heads tokens"]:
+    def class_row(self, prepared: Prepared, row: ClassRow) -> Float[Tensor, "heads tokens"]:
         """Attention that the first token pays to every other real token; not normalised, may be negative.
 
         A read-out without gradient. The row of the (m, n) attention is summed over landmarks in pieces.
@@ -188,6 +250,7 @@ class NystromAttention(nn.Module):
             row: the class token's row, or that of padded position 0 (a zero token unless the length is a
                 multiple of the landmarks), which is what MHIM's first public program returned by mistake.
         """
+        assert isinstance(prepared, Landmarked)
         position = prepared.padding if row == "class-token" else 0
         query = self._queries(prepared.padded[position : position + 1])
         share = (query @ prepared.landmark_keys.mT).softmax(dim=-1)
@@ -200,21 +263,6 @@ class NystromAttention(nn.Module):
             seen = (prepared.landmark_queries[:, part] @ prepared.keys.mT).softmax(dim=-1)
             attention += weights[..., part] @ seen.to(weights.dtype)
         return attention[:, 0, prepared.padding + 1 :]
-
-    def _queries(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
-        return self._split(linear(tokens, self.to_qkv.weight.chunk(3)[0])) * self.scale
-
-    def _split(self, tokens: Float[Tensor, "count dim"]) -> Float[Tensor, "heads count head_dim"]:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(0, 1)
-
-    def _convolve(
-        self, values: Float[Tensor, "heads padded head_dim"], start: int, count: int
-    ) -> Float[Tensor, "heads count head_dim"]:
-        """Value convolution at positions start .. start + count of the padded sequence, zeros beyond its ends."""
-        filters = self.value_convolution.weight[:, 0, :, 0].to(values.dtype)
-        reach = filters.shape[1] // 2
-        before, after = min(reach, start), min(reach, values.shape[1] - start - count)
-        return convolve(values[:, start - before : start + count + after], filters)[:, before : before + count]
 
 
 def _attention(

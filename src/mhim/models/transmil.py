@@ -15,25 +15,25 @@ from mhim.config import ComponentConfig
 from mhim.kernels import Embedding, Rows, depthwise, embed
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, Projection
-from mhim.models.nystrom import ClassRow, Landmarked, NystromAttention
+from mhim.models.nystrom import ClassRow, ExactAttention, NystromAttention, Prepared
 
 _SMALLEST_SIDE = 7
 
 
 class AttentionLayer(nn.Module):
-    """Pre-norm Nyström attention with residual; there is no feed-forward block."""
+    """Pre-norm attention with residual; there is no feed-forward block."""
 
-    def __init__(self, dim: int, attention: NystromAttention) -> None:
+    def __init__(self, dim: int, attention: ExactAttention) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.attention = attention
 
-    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Landmarked:
+    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Prepared:
         """The normalised sequence, ready to attend."""
         return self.attention.prepare(self.norm(tokens))
 
     def forward(
-        self, tokens: Float[Tensor, "tokens dim"], prepared: Landmarked, count: int
+        self, tokens: Float[Tensor, "tokens dim"], prepared: Prepared, count: int
     ) -> Float[Tensor, "count dim"]:
         """The first ``count`` tokens after the layer."""
         out = self.attention.attend(prepared, count)
@@ -88,6 +88,9 @@ class TransMILConfig(ComponentConfig):
     activation: Activation = Field("relu", description="activation of the projection")
     dropout: float = Field(0.25, ge=0, lt=1, description="dropout after the projection")
     heads: int = Field(8, ge=1, description="attention heads (MHIM's TCGA log: 2)")
+    attention: Literal["nystrom", "exact"] = Field(
+        "nystrom", description="through landmarks, or exact, whose time grows with the square of the instances"
+    )
     landmarks: int | None = Field(None, ge=1, description="Nyström landmarks; half the width if not given")
     iterations: int = Field(6, ge=1, description="iterations of the pseudo-inverse")
     kernel: int = Field(33, ge=1, description="odd length of the value convolution")
@@ -104,6 +107,8 @@ class TransMILConfig(ComponentConfig):
             raise ValueError(f"kernel {self.kernel} is even")
         if self.landmarks is None and self.dim < 2:
             raise ValueError("dim 1 has no half for the landmarks; give landmarks")
+        if self.attention == "exact" and self.class_row == "first-padded":
+            raise ValueError("class_row first-padded: exact attention pads nothing")
         return self
 
 
@@ -145,6 +150,9 @@ class TransMIL(MILModel):
 
     def _layer(self) -> AttentionLayer:
         options = self.config
+        if options.attention == "exact":
+            exact = ExactAttention(options.dim, options.heads, options.kernel, options.attention_dropout)
+            return AttentionLayer(options.dim, exact)
         landmarks = options.landmarks or options.dim // 2
         return AttentionLayer(
             options.dim,
@@ -203,7 +211,7 @@ class TransMIL(MILModel):
             extras={} if self.training else rows,
         )
 
-    def _rows(self, first: Landmarked, last: Landmarked, count: int) -> dict[str, Tensor]:
+    def _rows(self, first: Prepared, last: Prepared, count: int) -> dict[str, Tensor]:
         """The class token's attention to the instances; of the second layer only where it is wanted."""
         rows = {"attention_layer1": self.layer1.attention.class_row(first, self.config.class_row)[:, :count]}
         if (self.hands_out_extras and not self.training) or self.config.attention_layer == "last":
@@ -212,7 +220,7 @@ class TransMIL(MILModel):
 
     @torch.no_grad()
     def _instance_scores(
-        self, prepared: Landmarked, row: Float[Tensor, "heads instances"]
+        self, prepared: Prepared, row: Float[Tensor, "heads instances"]
     ) -> Float[Tensor, "instances classes"]:
         """MHIM v2's class-aware score before its softmax: classify each instance's share of the attention output.
 

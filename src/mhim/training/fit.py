@@ -66,6 +66,11 @@ class TrainConfig(Settings):
     cache_bytes: int = Field(
         CACHE_BYTES, ge=0, description="features that are not mapped are kept in memory up to this many bytes a process"
     )
+    activation_mib: int = Field(
+        48,
+        ge=0,
+        description="MiB that a step may keep of a bag for its gradient; more is computed again (not TransMIL)",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int | None = Field(None, ge=1, description="CPU threads of one fold; by default torch decides")
 
@@ -154,6 +159,7 @@ def fit(
         FeatureError: a loss or a prediction that is not finite; names the slide.
     """
     method.to(device := choose_device(config.device))
+    method.model.activation_bytes = config.activation_mib << 20
     method.objective = task.objective
     optimiser, schedule = _optimisation(method, config)
     stepping = BagStep(method, optimiser, config.precision)

@@ -115,7 +115,7 @@ class RunConfig(Settings):
 
 FLOATS, INTEGERS = ("threshold", "time", "risk"), ("event", "time_bin", "n_slides")
 FLOAT_PREFIXES = ("prob_", "hazard_", "logit_hazard_")
-ASIDE = ("device", "threads", "watch", "keep_teachers", "map_bags", "cache_bytes")
+ASIDE = ("device", "threads", "watch", "keep_teachers", "map_bags", "cache_bytes", "activation_mib")
 """Options of the optimisation that change no result."""
 FOLD_FILES = ("model.safetensors", "history.csv", "predictions.csv", "fold.json")
 
