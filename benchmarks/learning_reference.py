@@ -216,7 +216,7 @@ class MHIM(nn.Module):
             k = math.ceil(count * ratio)
             if k:
                 votes = torch.bincount(salience.topk(k, largest=largest)[1].flatten(), minlength=count)
-                chosen = (salience[0] if heads == 1 and not largest else votes).topk(k, largest=largest or heads > 1)[1]
+                chosen = (salience[0] if heads == 1 else votes).topk(k, largest=largest or heads > 1)[1]
                 if largest:
                     chosen = chosen[torch.randperm(k)[: math.ceil(k * 0.5)]]
                 masked |= set(chosen.tolist())

@@ -1,5 +1,6 @@
 """Fast paths of the training step, each beside a plain reference that it is tested equal to."""
 
+from mhim.kernels.attention import attend, weighed_shares
 from mhim.kernels.attention_pool import Branches, Pooled, pool
 from mhim.kernels.band import convolve
 from mhim.kernels.depthwise import depthwise
@@ -20,6 +21,7 @@ __all__ = [
     "Rows",
     "Segments",
     "affine",
+    "attend",
     "branch_scores",
     "convolve",
     "depthwise",
@@ -37,4 +39,5 @@ __all__ = [
     "segment_softmax",
     "to_device",
     "tokens_at",
+    "weighed_shares",
 ]

@@ -95,8 +95,9 @@ class _Weights(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """What the gradient needs of a chunk; ``mixed`` is value * gate, after dropout."""
+    """What the gradient needs of a chunk; ``x`` where it is kept, ``mixed`` is value * gate, after dropout."""
 
+    x: Tensor | None
     tokens: Tensor
     value: Tensor
     gate: Tensor | None
@@ -162,8 +163,11 @@ def _stream(
     total = torch.zeros(branches, 1, dtype=whole, device=device)
     pooled = torch.zeros(branches, dim, dtype=whole, device=device)
     kept, budget = list[_Chunk | None](), spec.budget
+    keeps_x = rows.makes_copies and len(rows) * (low.weight.shape[1] + dim + 2 * len(branch[0])) * 4 <= budget
     for place in rows.parts():
-        chunk = _chunk(rows.part(place), place, low, branch, spec)
+        chunk = _chunk(x := rows.part(place), place, low, branch, spec)
+        if keeps_x:
+            chunk = chunk._replace(x=x)
         tokens, mixed = chunk.tokens.to(whole), chunk.mixed.to(whole)
         part = _small(mixed, weights.score, weights.score_bias).T
         higher = torch.maximum(top, part.amax(dim=1, keepdim=True))
@@ -198,7 +202,7 @@ def _chunk(x: Tensor, place: slice, low: _Weights, branch: tuple[Tensor, Tensor 
         if gate is not None:
             kept = kept & keep_mask(spec.seed + 2, place, width, spec.branch_rate, x.device)
         mixed = mixed * kept * _branch_factor(spec, gate is not None)
-    return _Chunk(tokens, value, gate, kept, mixed)
+    return _Chunk(None, tokens, value, gate, kept, mixed)
 
 
 def _branch_factor(spec: _Spec, is_gated: bool) -> float:
@@ -238,7 +242,7 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     along = (of_pooled * pooled).sum(dim=1, keepdim=True)
     behind = torch.cat([branch[0], of_pooled.to(rows.dtype), *([] if of_evidence is None else [low.evidence])])
     for place, kept in zip(rows.parts(), ctx.chunks, strict=True):
-        x = rows.part(place)
+        x = rows.part(place) if kept is None or kept.x is None else kept.x
         chunk = _chunk(x, place, low, branch, spec) if kept is None else kept
         share = (scores[:, place] - top).exp() / total
         of_score = share * ((of_pooled.to(rows.dtype) @ chunk.tokens.T).to(share.dtype) - along)

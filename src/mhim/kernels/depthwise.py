@@ -25,8 +25,8 @@ def depthwise(
 
 
 def _convolve(image: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    planes = image.permute(2, 0, 1)[None]
-    return F.conv2d(planes, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel))[0].permute(1, 2, 0)
+    planes = image[None].permute(0, 3, 1, 2)
+    return F.conv2d(planes, kernel, bias, padding=kernel.shape[-1] // 2, groups=len(kernel)).permute(0, 2, 3, 1)[0]
 
 
 def _of_kernel(image: Tensor, grad: Tensor, size: int) -> Float[Tensor, "dim 1 size size"]:

@@ -34,6 +34,12 @@ class Rows:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def makes_copies(self) -> bool:
+        """Whether a chunk is gathered or converted, not a view."""
+        is_same = self.features.dtype == self.dtype and self.features.device == self.device
+        return self.index is not None or not is_same
+
     def parts(self) -> Iterator[slice]:
         """The chunks' places among the rows."""
         return (slice(start, min(start + self.chunk, self.count)) for start in range(0, self.count, self.chunk))

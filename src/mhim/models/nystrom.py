@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mhim.kernels import convolve, dropout, linear, multiply, one_by_one
+from mhim.kernels import attend, convolve, dropout, linear, multiply, one_by_one, weighed_shares
 
 ClassRow = Literal["class-token", "first-padded"]
 
 _PIECE = 2048  # tokens that attend at once where no gradient is kept
-_ROW_BUDGET = 1 << 20  # numbers in the largest temporary of the class token's attention row
 
 
 def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float[Tensor, "heads m m"]:
@@ -163,7 +162,7 @@ class ExactAttention(nn.Module):
         """Attention output of the real tokens from ``start`` to ``stop``."""
         first, last = prepared.padding + start, prepared.padding + stop
         queries = self._queries(prepared.padded[first:last])
-        mixed = _attention(queries, *seen)
+        mixed = attend(queries, *seen)
         mixed = mixed + self._convolve(prepared.values, first, stop - start)
         out = linear(mixed.transpose(0, 1).flatten(1), self.to_out.weight, self.to_out.bias)
         return dropout(out, self.dropout.p if self.training else 0.0)
@@ -235,7 +234,7 @@ class NystromAttention(ExactAttention):
     def _attended(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """See :meth:`ExactAttention._attended`: the landmarks, and the inverse times what they see."""
         assert isinstance(prepared, Landmarked)
-        seen = _attention(prepared.landmark_queries, prepared.keys, prepared.values)
+        seen = attend(prepared.landmark_queries, prepared.keys, prepared.values)
         with torch.autocast(seen.device.type, enabled=False):
             return prepared.landmark_keys, (prepared.inverse @ seen.to(prepared.inverse.dtype)).to(seen.dtype)
 
@@ -243,7 +242,7 @@ class NystromAttention(ExactAttention):
     def class_row(self, prepared: Prepared, row: ClassRow) -> Float[Tensor, "heads tokens"]:
         """Attention that the first token pays to every other real token; not normalised, may be negative.
 
-        A read-out without gradient. The row of the (m, n) attention is summed over landmarks in pieces.
+        A read-out without gradient.
 
         Args:
             prepared: the sequence.
@@ -256,19 +255,5 @@ class NystromAttention(ExactAttention):
         share = (query @ prepared.landmark_keys.mT).softmax(dim=-1)
         with torch.autocast(query.device.type, enabled=False):
             weights = share.to(prepared.inverse.dtype) @ prepared.inverse
-        attention = weights.new_zeros(self.heads, 1, prepared.keys.shape[1])
-        size = max(1, _ROW_BUDGET // prepared.keys[..., 0].numel())
-        for start in range(0, self.landmarks, size):
-            part = slice(start, start + size)
-            seen = (prepared.landmark_queries[:, part] @ prepared.keys.mT).softmax(dim=-1)
-            attention += weights[..., part] @ seen.to(weights.dtype)
-        return attention[:, 0, prepared.padding + 1 :]
-
-
-def _attention(
-    queries: Float[Tensor, "heads count head_dim"],
-    keys: Float[Tensor, "heads other head_dim"],
-    values: Float[Tensor, "heads other head_dim"],
-) -> Float[Tensor, "heads count head_dim"]:
-    """softmax(q k^T) v with queries that are already scaled."""
-    return F.scaled_dot_product_attention(queries[None], keys[None], values[None], scale=1.0)[0]
+            attention = weighed_shares(weights[:, 0], prepared.landmark_queries, prepared.keys)
+        return attention[:, prepared.padding + 1 :]
