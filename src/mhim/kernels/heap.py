@@ -1,10 +1,12 @@
-"""Keep freed memory in the process instead of handing every large block back to the kernel."""
+"""Memory of the process: keep freed blocks instead of handing them back, and bound what libraries remember."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
+_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -25,3 +27,14 @@ def keep_heap(largest: int = 1 << 30, trim: int = 1 << 28) -> bool:
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     return bool(mallopt(_M_MMAP_THRESHOLD, largest)) and bool(mallopt(_M_TRIM_THRESHOLD, trim))
+
+
+def bound_caches(entries: int = 64) -> None:
+    """Let oneDNN, and PyTorch's layer over it, remember ``entries`` shapes each instead of 1024.
+
+    Both keep compiled code and work space for every shape of a product that they have met, and bags have all sizes:
+    MHIM around AB-MIL grew by 90 MiB an epoch of 32 bags. They read the environment at their first product, so this
+    is for the start of a program; what the user has set stays.
+    """
+    for name in _CACHES:
+        os.environ.setdefault(name, str(entries))

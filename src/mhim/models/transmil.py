@@ -63,7 +63,7 @@ class PositionEncoding(nn.Module):
             side = _SMALLEST_SIDE
             square = F.pad(square, (0, 0, 0, side * side - len(square)))
         image = square.view(side, side, -1)
-        return (image + depthwise(image, *self._merged())).flatten(0, 1)[: len(tokens)]
+        return depthwise(image, *self._merged()).add(image).flatten(0, 1)[: len(tokens)]
 
     def _merged(self) -> tuple[Float[Tensor, "dim 1 7 7"], Float[Tensor, " dim"]]:
         """The three convolutions as one."""
@@ -191,32 +191,31 @@ class TransMIL(MILModel):
 
     def _aggregate(self, tokens: Float[Tensor, "instances dim"], instances: bool) -> MILOutput:
         count = len(tokens)
-        body = wrap_to_square(tokens) if self.config.padding == "class" else tokens
-        sequence = torch.cat([self.class_token, body])
+        sequence = torch.cat([self.class_token, wrap_to_square(tokens) if self.config.padding == "class" else tokens])
+        del tokens  # what is not needed any more makes room: a sequence of a large bag is the largest thing here
         first = self.layer1.prepare(sequence)
         sequence = self.layer1(sequence, first, len(sequence))
+        rows, scores = dict[str, Tensor](), None
+        if instances:
+            rows["attention_layer1"] = row = self.layer1.attention.class_row(first, self.config.class_row)[:, :count]
+            scores = self._instance_scores(first, row)
+        del first
         sequence = torch.cat([sequence[:1], self.position(sequence[1:])])
         last = self.layer2.prepare(sequence)
         embedding = self.norm(self.layer2(sequence, last, 1))[0]
         logits = self.classifier(embedding)
         if not instances:
             return MILOutput(logits, softmax_probabilities(logits), None, None, embedding)
-        rows = self._rows(first, last, count)
+        if (self.hands_out_extras and not self.training) or self.config.attention_layer == "last":
+            rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
         return MILOutput(
             logits=logits,
             probabilities=softmax_probabilities(logits),
             attention=rows[f"attention_layer{1 if self.config.attention_layer == 'first' else 2}"],
-            instance_scores=self._instance_scores(first, rows["attention_layer1"]),
+            instance_scores=scores,
             bag_embedding=embedding,
             extras={} if self.training else rows,
         )
-
-    def _rows(self, first: Prepared, last: Prepared, count: int) -> dict[str, Tensor]:
-        """The class token's attention to the instances; of the second layer only where it is wanted."""
-        rows = {"attention_layer1": self.layer1.attention.class_row(first, self.config.class_row)[:, :count]}
-        if (self.hands_out_extras and not self.training) or self.config.attention_layer == "last":
-            rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
-        return rows
 
     @torch.no_grad()
     def _instance_scores(
