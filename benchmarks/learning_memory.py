@@ -26,7 +26,7 @@ import torch
 from learning_reference import BUILD, reference_forward, reference_step
 from learning_step import our_step
 
-from mhim.kernels import keep_heap
+from mhim.kernels import prepare_memory
 from mhim.models import models
 
 WIDTH = 1024
@@ -83,7 +83,7 @@ def epochs(name: str, variant: str, bags: int, repeats: int) -> dict[str, Any]:
 def inference(name: str, n: int, variant: str, rounds: int) -> dict[str, Any]:
     """Evaluation of a bag as training's validation takes it: the bag's result alone."""
     torch.set_num_threads(1)
-    keep_heap()
+    prepare_memory()
     torch.manual_seed(0)
     if variant == "reference":
         forward, bag = reference_forward(name, WIDTH, 2), bag_of(n).float()

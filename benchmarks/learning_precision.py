@@ -16,7 +16,7 @@ from learning_step import VARIANTS
 from sklearn.metrics import roc_auc_score
 
 from mhim.bench.step import make_method
-from mhim.kernels import keep_heap
+from mhim.kernels import prepare_memory
 from mhim.methods import Step
 from mhim.training.step import BagStep, adam
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    keep_heap()
+    prepare_memory()
     for model in args.models:
         scores = {}
         for variant in VARIANTS:

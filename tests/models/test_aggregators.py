@@ -248,9 +248,9 @@ class TestTransMIL:
         assert torch.equal(last.attention, first.extras["attention_layer2"])
 
     def test_attention_is_a_read_out_without_gradient_in_pieces_too(self, monkeypatch):
-        model = build(name="transmil", dim=32)
+        model = build(name="transmil", dim=32, landmarks=40)
         whole = model(bag(50))
-        monkeypatch.setattr("mhim.models.nystrom._ROW_BUDGET", 8 * 64 * 3)
+        monkeypatch.setattr("mhim.kernels.attention._NUMBERS", 1)
         assert_close(model(bag(50)).attention, whole.attention)
         assert not whole.attention.requires_grad
         assert whole.logits.requires_grad

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhim.config import merge
-from mhim.kernels import bound_caches, keep_heap, to_device
+from mhim.kernels import prepare_memory, to_device
 from mhim.methods import Method, Step, methods
 from mhim.models import models
 from mhim.presets import preset_names, read_preset
@@ -84,8 +84,7 @@ def make_step(
         >>> step = make_step("abmil", "mhim-v1", in_dim=1024, n_classes=2, seed=0)
         >>> loss = step(torch.randn(8192, 1024), 1)
     """
-    bound_caches()
-    keep_heap()
+    prepare_memory()
     place = choose_device(device)
     trained = make_method(model, method, in_dim, n_classes, seed, place)
     if activation_mib is not None:

@@ -7,7 +7,7 @@ from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
 from mhim.kernels.embed import Embedding, embed, tokens_at
 from mhim.kernels.gemm import affine, multiply, one_by_one
-from mhim.kernels.heap import bound_caches, keep_heap
+from mhim.kernels.heap import bound_caches, keep_heap, prepare_memory
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
 from mhim.kernels.segments import Bags, Segments, branch_scores, exact_linear, segment_pool, segment_softmax
@@ -36,6 +36,7 @@ __all__ = [
     "multiply",
     "one_by_one",
     "pool",
+    "prepare_memory",
     "segment_pool",
     "segment_softmax",
     "to_device",

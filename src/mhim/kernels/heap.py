@@ -38,3 +38,9 @@ def bound_caches(entries: int = 64) -> None:
     """
     for name in _CACHES:
         os.environ.setdefault(name, str(entries))
+
+
+def prepare_memory() -> None:
+    """Both; for the start of a training."""
+    bound_caches()
+    keep_heap()

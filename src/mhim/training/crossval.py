@@ -23,7 +23,7 @@ from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort
 from mhim.config import read_yaml, to_yaml, validate
 from mhim.errors import ArtefactError, CheckpointError, ConfigError
-from mhim.kernels import bound_caches, keep_heap
+from mhim.kernels import prepare_memory
 from mhim.methods import methods
 from mhim.models import MILModel, models
 from mhim.pool import end_with_parent
@@ -275,8 +275,7 @@ def train_fold(
     on_epoch: Callable[[int, Epoch], None] = lambda fold, epoch: None,
 ) -> None:
     """Train one fold and write its folder; ``fold.json`` comes last and says that it is complete."""
-    bound_caches()
-    keep_heap()
+    prepare_memory()
     with _threads(plan.config.train.threads):
         _train_fold(plan, fold_index, out, baseline, on_epoch)
 

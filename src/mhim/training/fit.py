@@ -159,7 +159,6 @@ def fit(
         FeatureError: a loss or a prediction that is not finite; names the slide.
     """
     method.to(device := choose_device(config.device))
-    method.model.activation_bytes = config.activation_mib << 20
     method.objective = task.objective
     optimiser, schedule = _optimisation(method, config)
     stepping = BagStep(method, optimiser, config.precision)
@@ -196,6 +195,7 @@ def _copied_state(model: MILModel) -> dict[str, Tensor]:
 def _optimisation(
     method: Method, config: TrainConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    method.model.activation_bytes = config.activation_mib << 20
     optimiser = adam(method, config.lr, config.weight_decay)
     horizon = config.epochs if config.lr_schedule == "cosine" else 1 << 62
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=horizon)
