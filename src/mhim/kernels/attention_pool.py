@@ -21,7 +21,7 @@ from mhim.kernels.embed import Embedding, chunk_tokens
 from mhim.kernels.gemm import add_outer, affine
 from mhim.kernels.rows import Rows
 
-BUDGET_BYTES = 48 << 20
+BUDGET_BYTES = 40 << 20
 """What a step may keep for its gradient; chunks beyond it are computed again."""
 
 

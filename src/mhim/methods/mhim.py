@@ -87,7 +87,7 @@ class MHIM(Method):
                 copy_start(model, baseline, config.student_init)
         start = baseline if config.teacher_init == "baseline" and baseline is not None else model
         self.teacher = copy.deepcopy(start).requires_grad_(False)
-        self.teacher.hands_out_extras = False
+        self.teacher.is_teacher = True
         self.strategy: MaskStrategy = masks.build(config.mask)
         self.train()
 

@@ -114,7 +114,8 @@ class MILModel(nn.Module):
             another; otherwise they go through ``forward`` one at a time.
         activation_bytes: what a training step may keep of a bag for its gradient where the model computes chunk by
             chunk (AB-MIL, CLAM, DTFD); chunks beyond it are computed again.
-        hands_out_extras: whether ``extras`` may hold what costs a pass of its own; MHIM's teacher does without.
+        is_teacher: it looks at bags that were checked when they were read, and leaves out of ``extras`` what costs a
+            pass of its own.
     """
 
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
@@ -127,7 +128,7 @@ class MILModel(nn.Module):
     is_permutation_equivariant: ClassVar[bool] = True
     shuffles_in_training: bool = False
     packs: ClassVar[bool] = False
-    hands_out_extras: bool = True
+    is_teacher: bool = False
     activation_bytes: int = BUDGET_BYTES
 
     def __init__(self, config: ComponentConfig, in_dim: int, n_classes: int) -> None:
@@ -193,7 +194,8 @@ class MILModel(nn.Module):
                 CPU, NaN or infinite features (bags are checked when they are read; a device is not made to wait).
         """
         features = self.check(features)
-        if not self.training and features.device.type == "cpu" and not is_finite(features):
+        is_unchecked = not self.training and not self.is_teacher and features.device.type == "cpu"
+        if is_unchecked and not is_finite(features):
             raise FeatureError("the bag holds NaN or infinite features")
         result = None if features.requires_grad else self.fused(self._bag_rows(features, rows), instances)
         return self.aggregate(self.tokens(features, rows)) if result is None else result

@@ -127,7 +127,7 @@ class TransMIL(MILModel):
     did until December 2023. The logits are no sum over instances. ``instance_scores`` (N, C) are MHIM v2's:
     first-layer attention x value per head, output projection, classifier.
 
-    ``extras`` in evaluation mode: ``attention_layer1`` and, if ``hands_out_extras``, ``attention_layer2`` (heads, N).
+    ``extras`` in evaluation mode: ``attention_layer1`` and, unless a teacher, ``attention_layer2`` (heads, N).
     """
 
     Config = TransMILConfig
@@ -206,7 +206,7 @@ class TransMIL(MILModel):
         logits = self.classifier(embedding)
         if not instances:
             return MILOutput(logits, softmax_probabilities(logits), None, None, embedding)
-        if (self.hands_out_extras and not self.training) or self.config.attention_layer == "last":
+        if not (self.is_teacher or self.training) or self.config.attention_layer == "last":
             rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
         return MILOutput(
             logits=logits,
