@@ -240,7 +240,9 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     if of_pooled is None:
         of_pooled = torch.zeros_like(pooled)
     along = (of_pooled * pooled).sum(dim=1, keepdim=True)
-    behind = torch.cat([branch[0], of_pooled.to(rows.dtype), *([] if of_evidence is None else [low.evidence])])
+    behind = torch.cat([branch[0], of_pooled.to(rows.dtype)])
+    if of_evidence is not None and low.evidence is not None:
+        behind = torch.cat([behind, low.evidence])
     for place, kept in zip(rows.parts(), ctx.chunks, strict=True):
         x = rows.part(place) if kept is None or kept.x is None else kept.x
         chunk = _chunk(x, place, low, branch, spec) if kept is None else kept
