@@ -54,10 +54,7 @@ class Rows:
         index = positions if self.index is None else self.index[positions]
         return self.features.index_select(0, index).to(device=self.device, dtype=self.dtype)
 
-    def subset(self, positions: Tensor | slice) -> Rows:
-        """Some of the rows as rows of their own: (P,) int64 on the features' device, or a slice, which is a view."""
-        if self.index is None and isinstance(positions, slice):
-            return Rows(self.features[positions], None, self.device, self.dtype)
+    def subset(self, positions: Tensor) -> Rows:
+        """Some of the rows as rows of their own; (P,) int64 on the features' device."""
         index = positions if self.index is None else self.index[positions]
-        assert isinstance(index, Tensor)
         return Rows(self.features, index, self.device, self.dtype)

@@ -119,11 +119,10 @@ class DTFD(MILModel):
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Both tiers."""
         raw = self.tier1.attention(tokens)
-        positions = torch.arange(len(tokens), device=tokens.device)
+        places = self._cut(len(tokens), tokens.device)
         evidence = tokens @ self._evidence_weight().T
         bags = []
-        for place in self._cut(len(tokens)):
-            index = positions[place]
+        for index in places:
             pooled = raw[0, index].softmax(dim=-1) @ tokens[index]
             bags.append(self._tier1(index, raw[0, index], pooled, evidence[index]))
         features = torch.cat(
@@ -138,14 +137,13 @@ class DTFD(MILModel):
             return None
         is_bag_alone, evidence_weight = not instances and self.config.distillation == "afs", self._evidence_weight()
         bags, features = [], []
-        for place in self._cut(len(rows)):
-            part, seed = rows.subset(place), draw_seed() if embedding.rate else 0
-            budget = int(self.activation_bytes * len(part) / len(rows))
+        for index in self._cut(len(rows), rows.device):
+            part, seed = rows.subset(index), draw_seed() if embedding.rate else 0
+            budget = int(self.activation_bytes * len(index) / len(rows))
             raw, pooled, evidence = pool(part, embedding, branches, evidence_weight, not is_bag_alone, seed, budget)
             if raw is None or evidence is None:
                 features.append(pooled)
                 continue
-            index = torch.arange(len(rows), device=rows.device)[place]
             bags.append(bag := self._tier1(index, raw[0], pooled[0], evidence))
             features.append(self._handed_up(bag, partial(tokens_at, part, embedding=embedding, seed=seed)))
         if is_bag_alone:
@@ -242,13 +240,12 @@ class DTFD(MILModel):
         """The pseudo-bags' logits, and tier 2's."""
         return {"tier1": (1.0, output.extras["tier1_logits"]), "tier2": (1.0, output.logits[None])}
 
-    def _cut(self, count: int) -> list[slice]:
-        """The instances of each pseudo-bag; near-equal parts, the first ones larger."""
+    def _cut(self, count: int, device: torch.device) -> list[Tensor]:
         groups = min(self.config.pseudo_bags, count)
+        positions = torch.arange(count, device=device)
         if self.config.split == "interleaved":
-            return [slice(start, count, groups) for start in range(groups)]
-        ends = [part * (count // groups) + min(part, count % groups) for part in range(groups + 1)]
-        return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+            return [positions[start::groups] for start in range(groups)]
+        return list(positions.tensor_split(groups))
 
     def _chosen(self, bag: PseudoBag) -> Int[Tensor, " chosen"]:
         """Places in the pseudo-bag of the instances that it hands up."""
