@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Eight models under one protocol on real breast histology: the table's 5 test folds, 2 seeds, one of four tasks.
-# benchmarks/compare_idc.sh DATA OUT [TASK]      DATA: the folder with bags_dev.csv, patches_dev.csv and the features
+# Eight models under one protocol on real breast histology: the table's 5 test folds, one of four tasks.
+# benchmarks/compare_idc.sh DATA OUT [TASK [SEEDS]]
+# DATA: the folder with bags_dev.csv, patches_dev.csv and the features. SEEDS: 0,1 by default; more seeds later go on.
+# Training is short, for small bags: 40 epochs, stopped 10 after the best on validation. A fold of TransMIL takes a minute.
 set -euo pipefail
-data=$1 out=$2 task=${3:-presence_w20}
+data=$1 out=$2 task=${3:-presence_w20} seeds=${4:-0,1}
 mhim=${MHIM:-.venv/bin/mhim}
 here=$out/$task
 $mhim convert "$data/features_effnetlite0_304d_dev.npz" --bags "$data/bags_dev.csv" \
@@ -10,6 +12,7 @@ $mhim convert "$data/features_effnetlite0_304d_dev.npz" --bags "$data/bags_dev.c
   --where "task=$task" --x x --y y --truth idc_label --fold fold \
   --encoder efficientnet-lite0-mid --tile-size-px0 50 -o "$here"
 $mhim doctor --cohort "$here/cohort.csv" --features "$here/features"
-$mhim compare --cohort "$here/cohort.csv" --features "$here/features" --use-fold-column --seeds 0,1 \
+$mhim compare --cohort "$here/cohort.csv" --features "$here/features" --use-fold-column --seeds "$seeds" \
   --models abmil,mean,max,clam-mb,dtfd,transmil,mhim-abmil,mhim-transmil \
-  --set transmil:model.landmarks=16 --reference oral --workers 2 -o "$here/compare"
+  --set transmil:model.landmarks=16 --epochs 40 --set train.patience=10 --set train.min_epochs=10 \
+  --reference oral --workers 2 -o "$here/compare"

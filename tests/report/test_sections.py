@@ -19,6 +19,7 @@ from mhim.evaluation import evaluate_run
 from mhim.maps import KINDS, MapConfig, Study, slide_maps
 from mhim.maps.localise import localise
 from mhim.report import ReportConfig, write_report
+from mhim.report.curves import curves, net_benefit
 from mhim.report.further import further_tables
 from mhim.report.localised import localisation_tables
 from mhim.report.mining import mining, mining_table
@@ -67,6 +68,21 @@ def test_further_numbers_are_those_of_the_evaluation(runs: list[Run]):
     loss = metrics[0]["further"]["temperature"]["log_loss"]
     assert f"{loss['before']:.3f} to {loss['after']:.3f}" in temperature.rows[0]
     assert sets.rows[1][:3] == ["b", "90%", f"{metrics[1]['further']['conformal']['covered']:.1%}"]
+
+
+def test_the_decision_curve_begins_with_everybody_called(runs: list[Run]):
+    """At a threshold below every score the model calls everybody, like the dashed line."""
+    figure = net_benefit(runs[0])
+    assert figure.caption.startswith("Decision curve")
+    lines = [
+        np.array([point.split(",") for point in points.split()], dtype=float)
+        for points in re.findall(r'points="([^"]+)"', str(figure.svg))
+    ]
+    nobody, everybody, model = lines[-3:]
+    assert len(model) == 99
+    np.testing.assert_allclose(model[0], everybody[0])
+    assert nobody[0, 1] > model[0, 1]  # further down the page
+    assert curves(runs[0], 100)[-1].caption == figure.caption
 
 
 def test_a_protocol_without_validation_has_the_metrics_alone(runs: list[Run]):

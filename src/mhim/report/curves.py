@@ -10,6 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from mhim.calibration import decision_curve
 from mhim.evaluation import draws_of, fold_predictions, pooled
 from mhim.metrics import Predictions
 from mhim.report.svg import Axes, Band, Dots, Line, chart, span
@@ -41,11 +42,11 @@ class Figure:
 
 
 def curves(run: Run, resamples: int) -> list[Figure]:
-    """ROC and precision-recall curve of each scored class, and calibration."""
+    """ROC and precision-recall curve of each scored class, calibration, and for two classes the net benefit."""
     folds = fold_predictions(run)
     draws = draws_of(folds, resamples)
     kinds = [_curves(run, folds, index, draws, kind) for index in pooled(folds).scored_classes for kind in (ROC, PR)]
-    return [*kinds, calibration(run)]
+    return [*kinds, calibration(run), *([net_benefit(run)] if len(run.classes) == 2 else [])]
 
 
 def _curves(run: Run, folds: list[Predictions], index: int, draws: CaseDraws, kind: CurveKind) -> Figure:
@@ -166,6 +167,25 @@ def calibration(run: Run) -> Figure:
     ]
     caption = f"Calibration; Brier score {brier:.3f}; dot area = slides in the bin"
     return Figure(chart(Axes(f"predicted {what}", "observed share", text), marks), caption)
+
+
+def net_benefit(run: Run) -> Figure:
+    """Decision curve of the pooled test predictions; what lies far below 0 is left out."""
+    found = decision_curve(pooled(fold_predictions(run)))
+    top = max(float(found.model.max()), float(found.everyone.max()))
+    shown = (-0.25 * top, 1.1 * top)
+    near = found.everyone >= shown[0]
+    marks = [
+        Line([0, 1], [0, 0], "fold", label="nobody is called positive"),
+        Line(found.threshold[near], found.everyone[near], "chance", label="everybody is called positive"),
+        Line(found.threshold, np.maximum(found.model, shown[0]), "pooled", label="by the model"),
+    ]
+    text = f"Decision curve of {run.config.title}: net benefit by threshold probability, folds pooled"
+    axes = Axes("threshold probability", "net benefit", text, y_range=shown)
+    legend = (("pooled", "by the model"), ("chance", "call everybody"), ("fold", "call nobody"))
+    return Figure(
+        chart(axes, marks), "Decision curve: right calls a slide less wrong ones at the odds p / (1 - p)", legend
+    )
 
 
 def training(run: Run) -> list[Figure]:

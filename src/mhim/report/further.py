@@ -58,7 +58,8 @@ def _delong(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
     p_value = found["p"]
-    return with_interval(found) + ("" if p_value is None else f", p = {p_value:.3f}")
+    said = "" if p_value is None else ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.3f}"
+    return with_interval(found) + said
 
 
 def _operating(known: Named) -> Table:
