@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,53 @@ def test_a_baseline_that_is_mhim_itself_unfinished_or_absent_is_refused(small_co
         require_baseline(run.path / "baseline", plan.baseline)
     with pytest.raises(CheckpointError, match="not a run folder"):
         require_baseline(small_cohort, plan.baseline)
+
+
+def _swapped_files(plain: Path, other: Path) -> None:
+    files = [plain / f"fold_{fold}" / "model.safetensors" for fold in (0, 1)]
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+
+
+def _another_seeds_file(plain: Path, other: Path) -> None:
+    shutil.copy(other / "fold_1" / "model.safetensors", plain / "fold_1" / "model.safetensors")
+
+
+def _another_seeds_folds_under_this_name(plain: Path, other: Path) -> None:
+    for path in other.rglob("*"):
+        if path.is_file() and path.name not in ("run.json", "config.yaml", "fold.json"):
+            shutil.copy(path, plain / path.relative_to(other))
+
+
+@pytest.mark.parametrize("smuggle", [_swapped_files, _another_seeds_file, _another_seeds_folds_under_this_name])
+def test_a_teacher_smuggled_into_a_run_folder_is_refused(
+    smuggle: Callable[[Path, Path], None], small_cohort: Path
+) -> None:
+    """A model file of another fold or seed, by --baseline or put into the run's own folder."""
+    plan = small_plan(small_cohort, method="mhim-v1")
+    assert plan.baseline is not None
+    train_all(plan, small_cohort / "own")
+    shutil.copytree(small_cohort / "own" / "baseline", small_cohort / "plain")
+    train_all(small_plan(small_cohort, seed=1), small_cohort / "other")
+    require_baseline(small_cohort / "plain", plan.baseline)
+    smuggle(small_cohort / "plain", small_cohort / "other")
+    with pytest.raises(CheckpointError, match="may have seen the test slides"):
+        require_baseline(small_cohort / "plain", plan.baseline)
+    smuggle(small_cohort / "own" / "baseline", small_cohort / "other")
+    for fold in (0, 1):
+        shutil.rmtree(small_cohort / "own" / f"fold_{fold}")
+    with pytest.raises(CheckpointError, match="may have seen the test slides"):
+        train_run(plan, small_cohort / "own", baseline=small_cohort / "own" / "baseline")
+
+
+def test_folds_that_changed_places_are_not_taken_for_finished_ones(small_cohort: Path) -> None:
+    plan = small_plan(small_cohort)
+    out = train_all(plan, small_cohort / "run").path
+    for old, new in (("fold_0", "aside"), ("fold_1", "fold_0"), ("aside", "fold_1")):
+        (out / old).rename(out / new)
+    with pytest.raises(ArtefactError, match="holds a run of another configuration, cohort or split"):
+        missing_folds(plan, out)
 
 
 def test_missing_bags_may_take_a_whole_case_out_of_its_folds(small_cohort: Path) -> None:

@@ -34,7 +34,7 @@ from mhim.splits import Fold, Splits, read_splits
 from mhim.training.data import BagStore, CohortFeatures, check_features, feature_statistics
 from mhim.training.fit import Epoch, FitResult, fit, predict
 from mhim.training.monitor import MiningMonitor
-from mhim.training.runs import ASIDE, RunConfig, is_whole, read_predictions, write_table
+from mhim.training.runs import ASIDE, RunConfig, is_whole, read_predictions, require_fold_file, write_table
 from mhim.training.snapshots import TeacherKeeper, write_teachers
 from mhim.training.tasks import tasks
 
@@ -116,8 +116,10 @@ def missing_folds(plan: RunPlan, out: Path) -> list[int]:
     """
     folders = {fold.index: out / f"fold_{fold.index}" for fold in plan.splits.folds}
     whole = {index: folder for index, folder in folders.items() if is_whole(folder)}
-    for marker in (out / "run.json", *(folder / "fold.json" for folder in whole.values())):
-        if marker.is_file() and read_json(marker).get("identity") != plan.identity:
+    markers = {None: out / "run.json"} | {index: folder / "fold.json" for index, folder in whole.items()}
+    for index, marker in markers.items():
+        said = read_json(marker) if marker.is_file() else {"identity": plan.identity}
+        if said.get("identity") != plan.identity or said.get("fold") != index:
             raise ArtefactError(
                 f"{out}: holds a run of another configuration, cohort or split; give another --out, or --overwrite"
             )
@@ -173,6 +175,8 @@ def require_baseline(path: Path, plan: RunPlan) -> None:
         )
     if missing_folds(plan, path):
         raise CheckpointError(f"{path}: folds are missing; finish that run first")
+    for fold in plan.splits.folds:
+        require_fold_file(path / f"fold_{fold.index}" / "model.safetensors", fold.index, plan.identity)
 
 
 def train_run(
@@ -299,7 +303,7 @@ def _train_fold(
     task, store = tasks.build(config.task), store_of(config, plan.cohort)
     train, val = (task.bags(store, fold, part) for part in ("train", "val"))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + fold_index)
-    start = None if baseline is None else load_model(baseline / f"fold_{fold_index}" / "model.safetensors")
+    start = _start(plan, fold_index, baseline)
     model = build_model(plan, generator)
     if config.train.standardise:
         model.standardise(*feature_statistics(train))
@@ -315,6 +319,15 @@ def _train_fold(
     write_teachers(folder, keeper, method, task.outputs(plan.cohort), file_facts(plan, fold_index))
     model.load_state_dict(result.state)
     write_fold(plan, fold, folder, model, result, store)
+
+
+def _start(plan: RunPlan, fold: int, baseline: Path | None) -> MILModel | None:
+    """The plain aggregator of the same fold, checked to be exactly that; None for methods without one."""
+    if baseline is None or plan.baseline is None:
+        return None
+    file = baseline / f"fold_{fold}" / "model.safetensors"
+    require_fold_file(file, fold, plan.baseline.identity)
+    return load_model(file)
 
 
 def file_facts(plan: RunPlan, fold: int) -> dict[str, str]:

@@ -22,9 +22,9 @@ import pandas as pd
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from mhim.artefacts import read_json, write_text
-from mhim.checkpoint import load_model
+from mhim.checkpoint import load_model, read_metadata
 from mhim.config import ComponentConfig, Settings, fingerprint, read_yaml, validate
-from mhim.errors import ArtefactError, ConfigError
+from mhim.errors import ArtefactError, CheckpointError, ConfigError
 from mhim.methods import methods
 from mhim.models import MILModel, models
 from mhim.protocols import HONEST
@@ -129,6 +129,20 @@ def is_whole(fold_folder: Path) -> bool:
     except ArtefactError:
         return False
     return True
+
+
+def require_fold_file(path: Path, fold: int, identity: str) -> None:
+    """Refuse a model file that another fold or another run wrote, whatever the folder around it says.
+
+    Raises:
+        CheckpointError: names the file and what it says of itself.
+    """
+    said = read_metadata(path)
+    if (said.get("fold"), said.get("identity")) != (str(fold), identity):
+        raise CheckpointError(
+            f"{path}: written by fold {said.get('fold')} of run {said.get('identity')}, not by fold {fold} of "
+            f"{identity}; a teacher from it may have seen the test slides: train the baseline again"
+        )
 
 
 @dataclass(frozen=True)
