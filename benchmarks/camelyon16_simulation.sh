@@ -21,9 +21,6 @@ data=$out/cohort here=$out/$protocol
 named=() choice=()
 if [[ $protocol != honest ]]; then
   named=(--protocol "$protocol")
-  for verb in train ablate; do
-    $mhim $verb --help | grep -q -- --protocol || { echo "mhim $verb has no --protocol yet; only honest" >&2; exit 1; }
-  done
 else
   choice=(--use-fold-column)
 fi
@@ -72,14 +69,12 @@ table() {
   $mhim evaluate "${runs[@]}" --markdown "$here/main.md"
 }
 
-ablation() { # ABLATED is one aggregator
-  local seed sized
-  for seed in "${seeds[@]}"; do
-    given "$seed"
-    sized=()
-    [[ $ablated != transmil ]] || sized=("${transmil[@]}")
-    $mhim ablate "${common[@]}" "${sized[@]}" "${named[@]}" --models "$ablated" --seeds "$seed" --like camelyon16 -o "$here/ablation_$seed"
-  done
+ablation() { # ABLATED is one aggregator; all seeds make one table, each with its own folds
+  local seed sized=()
+  for seed in "${seeds[@]}"; do given "$seed"; done
+  [[ $ablated != transmil ]] || sized=("${transmil[@]}")
+  $mhim ablate "${common[@]}" --splits "$here/splits_{seed}.csv" "${sized[@]}" "${named[@]}" --models "$ablated" \
+    --seeds "$(IFS=,; echo "${seeds[*]}")" --like camelyon16 -o "$here/ablation"
 }
 
 case $step in

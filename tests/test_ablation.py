@@ -147,6 +147,28 @@ def test_an_aggregator_without_published_numbers_has_none(cohort_folder: Path, m
     assert (cohort_folder / "out" / "mean" / "seed_0" / "student-copy" / "fold_1" / "fold.json").is_file()
 
 
+def test_each_seed_may_have_its_own_folds_under_a_published_protocol(
+    cohort_folder: Path, mhim: Command, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The published folds differ by seed, and their test part chooses the epoch: the table says so."""
+    published = "iccv2023-camelyon16"
+    for seed in ("2021", "2022"):
+        given = [f"--protocol={published}", f"--seed={seed}", "-o", str(cohort_folder / f"folds_{seed}.csv")]
+        monkeypatch.setattr("sys.argv", ["mhim", "split", str(cohort_folder / "cohort.csv"), *given])
+        assert run_app(app) == 0
+    chosen = ["--splits", cohort_folder / "folds_{seed}.csv", "--seeds", "2021,2022", "--table", "teacher"]
+    assert mhim(*chosen) == 1
+    assert "validates on its test part" in capsys.readouterr().err
+    assert mhim(*chosen, "--protocol", published) == 0
+    text = (cohort_folder / "out" / "table.md").read_text()
+    assert "the test part chose the epoch and threshold, as published" in text
+    assert "inner validation part" not in text
+    runs = [open_run(cohort_folder / "out" / "abmil" / f"seed_{seed}" / "full") for seed in (2021, 2022)]
+    assert {run.config.protocol for run in runs} == {published}
+    tested = [set(run.test_predictions().query("fold == 0")["slide_id"]) for run in runs]
+    assert tested[0] != tested[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -101,7 +101,8 @@ class Study:
         seeds: one run each.
         tables: keys of ``TABLES``.
         like: whose published settings the method takes.
-        values: configuration keys that the user gave (data, training, any change).
+        values: configuration keys that the user gave (data, training, any change). ``splits`` may hold
+            ``{seed}``: each seed then has its own table.
     """
 
     models: tuple[str, ...]
@@ -125,7 +126,9 @@ class Study:
         preset = f"iccv2023/{model}-{self.like}"
         published = preset_values([preset if preset in preset_names() else f"iccv2023/abmil-{self.like}"])
         whole = published["model"] if published["model"]["name"] == model else model
-        base = merge({"model": whole, "method": published["method"]}, self.values, {"seed": seed})
+        splits = str(self.values["splits"]).replace("{seed}", str(seed))
+        given = merge(self.values, {"seed": seed, "splits": splits})
+        base = merge({"model": whole, "method": published["method"]}, given)
         config = validate(RunConfig, merge(base, {"model": {"name": model}}), f"ablate {model}")
         change = self._change(variant, model, config)
         if config.task.name != "classification":
@@ -167,17 +170,16 @@ def plan_study(study: Study, out: Path) -> list[Planned]:
     }
     for config in configs.values():
         check_recipe(config)
-    data = plan_run(next(iter(configs.values())))
+    one_of_each = {config.splits: config for config in configs.values()}
+    checked = {splits: plan_run(config) for splits, config in one_of_each.items()}
     return [
-        Planned(
-            model=model,
-            seed=seed,
-            variant=name,
-            plan=plan_on(config, data.cohort, data.features, data.splits),
-            folder=out / model / f"seed_{seed}" / name,
-        )
+        Planned(model, seed, name, _plan_on(config, checked[config.splits]), out / model / f"seed_{seed}" / name)
         for (model, seed, name), config in configs.items()
     ]
+
+
+def _plan_on(config: RunConfig, data: RunPlan) -> RunPlan:
+    return plan_on(config, data.cohort, data.features, data.splits)
 
 
 @dataclass(frozen=True)

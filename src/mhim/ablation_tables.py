@@ -10,6 +10,7 @@ import pandas as pd
 
 from mhim.ablation import PUBLISHED_COLUMNS, TABLES, Cell, Planned, Study, rows_of
 from mhim.evaluation import Estimate
+from mhim.protocols import protocol
 
 Cells = Mapping[tuple[str, str], Cell]
 _COLUMN = {"abmil": (0, 2), "transmil": (1, 3)}
@@ -73,19 +74,22 @@ def _measured(cell: Cell) -> str:
     return text + ")"
 
 
-def protocol(study: Study, planned: Sequence[Planned]) -> list[str]:
+def said_protocol(study: Study, planned: Sequence[Planned]) -> list[str]:
     """Sentences that say how both sides were measured, and that they are not the same measurement."""
     plan = planned[0].plan
     many = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
+    here = protocol(plan.config.protocol)
+    chose = here.caution or "an inner validation part chose the epoch, the test parts were scored once"
+    other = " and, for CAMELYON16, another protocol" if here.is_honest else ""
     return [
         f"Here: {Path(plan.cohort.source).name}, {len(plan.cohort.case_labels())} cases, {len(plan.cohort)} slides, "
-        f"{len(plan.splits.folds)} folds by case, {many}; an inner validation part chose the epoch, the test parts "
-        f"were scored once. Mean test AUROC over folds and seeds in percent, ± standard deviation over seeds; in "
+        f"{len(plan.splits.folds)} folds by case, {many}; {chose}. "
+        f"Mean test AUROC over folds and seeds in percent, ± standard deviation over seeds; in "
         f"brackets the difference to the plain baseline with its 95 % interval (cases resampled, same draws).",
         f"Method settings as published for {'CAMELYON16' if study.like == 'camelyon16' else 'TCGA-NSCLC'}.",
         "Talk: AUC of CAMELYON16 (3 folds, 3 seeds; the epoch was chosen on the test fold, there was no validation "
-        "part) and TCGA-NSCLC (4 folds, 1 seed, a validation part), ICCV 2023, tables 3 to 5. Other slides and, for "
-        "CAMELYON16, another protocol: the columns are not comparable with each other, only their order within.",
+        "part) and TCGA-NSCLC (4 folds, 1 seed, a validation part), ICCV 2023, tables 3 to 5. Other "
+        f"slides{other}: the columns are not comparable with each other, only their order within.",
     ]
 
 
@@ -96,4 +100,4 @@ def markdown(study: Study, planned: Sequence[Planned], cells: Cells) -> str:
         header, rows = text_table(study, cells, table)
         lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
         lines.append("")
-    return "\n".join([*lines, *(f"{sentence}\n" for sentence in protocol(study, planned))])
+    return "\n".join([*lines, *(f"{sentence}\n" for sentence in said_protocol(study, planned))])

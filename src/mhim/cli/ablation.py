@@ -31,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "mhim ablate --cohort cohort.csv --features features --splits splits.csv -o ablation",
             "mhim ablate ... --models abmil,transmil --seeds 0,1,2 --table module -o ablation",
+            "mhim ablate ... --splits folds_{seed}.csv --protocol iccv2023-camelyon16 --seeds 2021,2022 -o published",
         )
     )(ablate)
     app.command(
@@ -45,7 +46,9 @@ def ablate(
     out: OutputDir,
     cohort: Annotated[Path | None, typer.Option(help="Cohort table: slide_id, case_id, label.")] = None,
     features: Annotated[Path | None, typer.Option(help="Folder of bag files.")] = None,
-    splits: Annotated[Path | None, typer.Option(help="Splits table.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="Splits table; {seed} in its name stands for the seed, one table each.")
+    ] = None,
     models: Annotated[str, typer.Option(help="Aggregators, separated by commas.")] = "abmil",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     table: Annotated[str, typer.Option(help="module, strategy, teacher or all.")] = "all",
@@ -53,6 +56,9 @@ def ablate(
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of the schedule. Default 100.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, mps.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-j", min=0, help="Folds trained side by side.")] = 0,
+    protocol: Annotated[
+        str | None, typer.Option(help="Published protocol by name. Default: honest, chosen on validation.")
+    ] = None,
     allow_missing: Annotated[bool, typer.Option(help="Go on without slides that have no bag.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -66,13 +72,14 @@ def ablate(
     Writes OUT/table.csv, OUT/table.md and a run folder per variant, OUT/MODEL/seed_N/VARIANT.
     """
     from mhim.ablation import measure, plan_study
-    from mhim.ablation_tables import csv_table, markdown, protocol, text_table
+    from mhim.ablation_tables import csv_table, markdown, said_protocol, text_table
     from mhim.artefacts import write_text
     from mhim.training.crossval import clear_run, missing_folds
     from mhim.training.runs import write_table
 
     load_plugins(plugin)
     data = {"cohort": cohort, "features": features, "splits": splits, "epochs": epochs, "device": device}
+    data |= {"protocol": protocol}
     study = _study(models, seeds, table, like, _values(data | {"allow_missing": allow_missing}, config, set_ or []))
     planned = plan_study(study, out)
     todo = {
@@ -92,7 +99,7 @@ def ablate(
     write_text(out / "table.md", markdown(study, planned, cells))
     for name in study.tables:
         print_table(*text_table(study, cells, name))
-    for sentence in protocol(study, planned):
+    for sentence in said_protocol(study, planned):
         say(sentence)
     say(f"wrote {out / 'table.csv'}, {out / 'table.md'}")
 
@@ -105,6 +112,7 @@ def _values(given: dict[str, Any], file: Path | None, assignments: list[str]) ->
     places = {key: str(given[key].resolve()) for key in ("cohort", "features", "splits") if given[key]}
     train = {key: given[key] for key in ("epochs", "device") if given[key] is not None}
     options = places | ({"train": train} if train else {}) | ({"allow_missing": True} if given["allow_missing"] else {})
+    options |= {"protocol": given["protocol"]} if given["protocol"] else {}
     values = merge(read_yaml(file) if file else {}, options, parse_overrides(assignments))
     missing = [f"--{key}" for key in ("cohort", "features", "splits") if not values.get(key)]
     if missing:
