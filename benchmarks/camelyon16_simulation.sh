@@ -12,8 +12,8 @@ mhim=${MHIM:-.venv/bin/mhim} python=${PYTHON:-.venv/bin/python}
 meta=${META:-../shared/data/camelyon16_tcga_meta} patches=${PATCHES:-../shared/data/idc_breast_dev}
 scale=${TILE_SCALE:-0.04} components=${COMPONENTS:-64} epochs=${EPOCHS:-8} workers=${WORKERS:-2}
 read -ra seeds <<<"${SEEDS:-2021 2022 2023}"
-read -ra models <<<"${MODELS:-max mean clam-sb clam-mb dtfd}"
-read -ra methods <<<"${METHODS:-abmil dsmil transmil}"
+read -ra models <<<"${MODELS-max mean clam-sb clam-mb dtfd}"
+read -ra methods <<<"${METHODS-abmil dsmil transmil}"
 ablated=${ABLATED:-abmil}
 read -ra transmil <<<"${TRANSMIL:---set model.dim=128 --set model.landmarks=32}" # the published width costs a second a step
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

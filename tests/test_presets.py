@@ -12,6 +12,7 @@ from mhim.cli.shared import run_app
 from mhim.config import merge, validate
 from mhim.errors import ConfigError
 from mhim.presets import FOLDER, preset_names, preset_values, presets, read_preset
+from mhim.training.crossval import check_recipe
 from mhim.training.runs import ASIDE, RunConfig, open_run
 from small_runs import split_cohort
 
@@ -60,6 +61,20 @@ def test_every_change_fits_on_a_whole_preset(name: str) -> None:
     assert before.recipe != after.recipe
     assert after.train == before.train
     assert after.seed == before.seed
+
+
+@pytest.mark.parametrize("name", whole())
+def test_every_change_fits_on_every_whole_preset(name: str) -> None:
+    """Model and method can be built; TransMIL's own two changes are refused for others."""
+    model = preset_values([name])["model"]["name"]
+    small = {"model": {"dim": 8} | ({"landmarks": 4} if model == "transmil" else {})}
+    for change in changes():
+        values = merge(preset_values([name, change]), DATA, small)
+        if model != "transmil" and change in ("ablation/first-padded-row", "ablation/last-layer-attention"):
+            with pytest.raises(ConfigError, match="unknown key"):
+                validate(RunConfig, values, "test")
+        else:
+            check_recipe(validate(RunConfig, values, "test"))
 
 
 # strategy, r, l, h0, hr, alpha, momentum schedule, seeds, model options that matter (table 4.7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ import torch
 from mhim.bag import Bag, load_bag, save_bag
 from mhim.cli import app
 from mhim.cli.shared import run_app
+from mhim.cohort import read_cohort
 from mhim.config import validate
 from mhim.errors import ArtefactError, CohortError, ConfigError
 from mhim.robustness import (
     Condition,
     RobustnessConfig,
     csv_table,
+    disturbed_probabilities,
     robustness,
     with_noise,
     without_most_attended,
 )
+from mhim.training.data import BagSet, BagStore
+from mhim.training.runs import open_run
 from small_runs import small_plan, train_all
 
 
@@ -89,6 +94,41 @@ def test_a_run_that_knows_the_tumour_loses_it_with_the_tumour(cohort_folder: Pat
     assert whole.auroc.value > 0.9
     assert half.positive < whole.positive
     assert half.condition == Condition(remove=0.5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "dsmil", "dim": 16, "query_dim": 8},
+        {"name": "transmil", "dim": 16, "heads": 2, "landmarks": 4},
+        {"name": "mean", "dim": 16},
+    ],
+    ids=lambda model: model["name"],
+)
+def test_mhim_around_every_kind_of_attention_is_disturbed(
+    model: dict[str, Any], cohort_folder: Path, tmp_path: Path
+) -> None:
+    """Rows per class, rows per head that may be negative, none at all: what goes is the mean over rows' top."""
+    run = train_all(small_plan(cohort_folder, model=model, method="mhim-v1"), tmp_path / "run")
+    plain = open_run(run.path / "baseline")
+    results = robustness([plain, run], config(remove=[0.3], noise=[0.5]))
+    assert [held.title for held in results[::3]] == [plain.config.title, run.config.title]
+    for each, held in ((plain, results[0]), (run, results[3])):
+        folds = [each.fold_info(fold)["test_auroc"] for fold in each.folds]
+        assert held.auroc.value == pytest.approx(np.mean(folds), abs=1e-9)
+    name, fold = run.test_predictions().loc[0, ["slide_id", "fold"]]
+    features = torch.from_numpy(load_bag(cohort_folder / "features" / f"{name}.h5").features)
+    deployed = run.model(int(fold))
+    with torch.no_grad():
+        output = deployed(features)
+        scores = output.salience if output.attention is None else output.attention
+        left = scores.mean(dim=0).argsort(stable=True)[: len(features) - math.ceil(len(features) * 0.3)].sort().values
+        expected = deployed(features[left]).probabilities
+    bags = [Condition(remove=0.3)]
+    store = BagStore(run.config.features, read_cohort(run.config.cohort))
+    chosen = BagSet(store, tuple(row for row in store.cohort if row.slide_id == name))
+    found = disturbed_probabilities(deployed, chosen, bags, 0)[bags[0]][0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
 
 
 def test_other_bags_and_other_slides_are_refused(cohort_folder: Path, tmp_path: Path) -> None:

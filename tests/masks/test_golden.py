@@ -74,6 +74,16 @@ def test_votes_of_eight_heads(shared: Path) -> None:
         must, pool = set(arrays[f"mh_must_{side}_N500"].tolist()), set(arrays[f"mh_tie_{side}_N500"].tolist())
         assert must <= masked <= must | pool
         assert len(run(by_name[name], arrays["mh_attn_N500"]).keep_index) == by_name[name]["len_keep"]
+        votes = arrays[f"mh_votes_{side}_N500"]
+        assert votes[sorted(masked)].min() >= np.delete(votes, sorted(masked)).max()
+    both = run(by_name["mh_vote_lham_l80_h03_N500"], arrays["mh_attn_N500"])
+    masked = set(range(500)) - set(both.keep_index.tolist())
+    must, pool = (
+        set(np.concatenate([arrays[f"mh_{kind}_{side}_N500"] for side in ("high", "low")]).tolist())
+        for kind in ("must", "tie")
+    )
+    assert must <= masked <= must | pool
+    assert (int(both.high.sum()), int(both.low.sum())) == (15, 400)
     same = by_name["mh_vote_same_rank_lham_l80_h03_N500"]
     masked = np.setdiff1d(np.arange(500), run(same, arrays[same["attn"]]).keep_index.numpy())
     assert np.array_equal(masked, arrays[f"{same['name']}/masked_sorted"])

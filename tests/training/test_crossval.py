@@ -434,6 +434,7 @@ def test_the_deployed_model_of_mhim_is_the_plain_aggregator(learnt: Run) -> None
     plain = open_run(learnt.path / "baseline").model(0)
     deployed = learnt.model(0)
     assert type(deployed) is type(plain)
+    assert deployed.config == plain.config  # the same program on the same numbers: the same cost
     assert {name: value.shape for name, value in deployed.state_dict().items()} == {
         name: value.shape for name, value in plain.state_dict().items()
     }

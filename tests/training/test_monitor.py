@@ -15,6 +15,7 @@ from mhim.masks import MaskSelection
 from mhim.methods import Mining, Step, methods
 from mhim.models import MILOutput, models
 from mhim.training.monitor import MiningMonitor
+from mhim.training.runs import open_run
 from small_runs import SMALL_TRAINING, small_plan, train_all
 
 LABEL = torch.tensor(1)
@@ -181,6 +182,50 @@ def test_the_history_has_the_numbers_and_training_does_not_feel_them(cohort_fold
     tensors = [weights_of(run.path / "fold_0" / "model.safetensors") for run in (run, other)]
     assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
     assert weights(tmp_path / "watched") == weights(tmp_path / "unwatched")
+
+
+def test_a_row_of_the_history_recomputed_from_the_files(cohort_folder: Path, tmp_path: Path) -> None:
+    """A teacher that is never updated and a mask without chance: every epoch masks the baseline's top tenth."""
+    mask = {"name": "ham", "mask_ratio_high": 0.1, "high_decay": "none"}
+    plan = small_plan(cohort_folder, method={"name": "mhim-v1", "momentum": 1.0, "mask": mask})
+    run = train_all(plan, tmp_path / "run")
+    model = open_run(run.path / "baseline").model(0)
+    rows: list[dict[str, float]] = []
+    labels = plan.cohort.case_labels()
+    for slide in plan.cohort.of_cases(plan.splits.folds[0].train):
+        with h5py.File(cohort_folder / "features" / f"{slide.slide_id}.h5") as file:
+            features, tumour = file["features"][:], file["annotation_fraction"][:] >= 0.5
+        with torch.no_grad():
+            weights = {name: value.double() for name, value in model.state_dict().items()}
+            z = torch.relu(
+                torch.from_numpy(features).double() @ weights["projection.0.weight"].T + weights["projection.0.bias"]
+            )
+            e = (torch.relu(z @ weights["attention.value.weight"].T) @ weights["attention.score.weight"].T)[:, 0]
+            a = e.softmax(0)
+            p = ((a[:, None] * z) @ weights["classifier.weight"].T).softmax(1)
+        top = np.zeros(len(features), dtype=bool)
+        top[np.argsort(-a.numpy(), kind="stable")[: math.ceil(len(features) * 0.1)]] = True
+        loss = -np.log(p[:, int(labels[slide.case_id] == "tumour")].numpy())
+        row = {
+            "kept_share": (~top).mean(),
+            "attention_entropy": float(-(a * a.log()).sum()) / math.log(len(features)),
+            "loss_kept": loss[~top].mean(),
+            "loss_masked": loss[top].mean(),
+        }
+        if tumour.any():
+            row |= {
+                "high_precision": tumour[top].mean(),
+                "high_recall": top[tumour].mean(),
+                "tumour_kept": (~top)[tumour].mean(),
+                "tumour_loss_kept": loss[tumour & ~top].mean(),
+                "tumour_loss_masked": loss[tumour & top].mean() if (tumour & top).any() else math.nan,
+            }
+        rows.append(row)
+    expected = pd.DataFrame(rows).mean()
+    history = run.history(0)
+    for name, value in expected.items():
+        assert history[name].tolist() == pytest.approx([value] * 3, abs=2e-6), name
+    assert history["high_overlap"].tolist()[1:] == [1.0, 1.0]
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
