@@ -18,9 +18,11 @@ from mhim.cli.shared import run_app
 from mhim.cohort import read_cohort
 from mhim.config import validate
 from mhim.errors import ArtefactError, CohortError, ConfigError
+from mhim.models import models
 from mhim.robustness import (
     Condition,
     RobustnessConfig,
+    attended,
     csv_table,
     disturbed_probabilities,
     robustness,
@@ -43,6 +45,22 @@ def test_the_most_attended_go_and_the_order_stays() -> None:
     assert without_most_attended(features, attention, 0.5)[:, 0].tolist() == [0, 2, 5]
     assert without_most_attended(features, attention, 0.99)[:, 0].tolist() == [5]
     assert without_most_attended(features[:1], attention[:1], 0.5).tolist() == [[0.0]]
+
+
+def test_where_the_attention_is_equal_the_score_decides() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(9, 5)
+    for name in ("mean", "max"):
+        output = models.build(models.parse({"name": name, "dim": 8}), 5, 2).eval()(features)
+        ranks, scores, attention = attended(output), output.salience[0], output.attention.mean(dim=0)
+        for one in range(9):
+            for other in range(9):
+                if (
+                    attention[one] > attention[other]
+                    or attention[one] == attention[other]
+                    and scores[one] > scores[other]
+                ):
+                    assert ranks[one] > ranks[other]
 
 
 def test_noise_is_scaled_per_feature_and_the_same_for_every_run_and_level() -> None:
@@ -108,7 +126,7 @@ def test_a_run_that_knows_the_tumour_loses_it_with_the_tumour(cohort_folder: Pat
 def test_mhim_around_every_kind_of_attention_is_disturbed(
     model: dict[str, Any], cohort_folder: Path, tmp_path: Path
 ) -> None:
-    """Rows per class, rows per head that may be negative, none at all: what goes is the mean over rows' top."""
+    """Rows per class, rows per head that may be negative: the top of their mean goes; all equal: the top score."""
     run = train_all(small_plan(cohort_folder, model=model, method="mhim-v1"), tmp_path / "run")
     plain = open_run(run.path / "baseline")
     results = robustness([plain, run], config(remove=[0.3], noise=[0.5]))
@@ -121,8 +139,8 @@ def test_mhim_around_every_kind_of_attention_is_disturbed(
     deployed = run.model(int(fold))
     with torch.no_grad():
         output = deployed(features)
-        scores = output.salience if output.attention is None else output.attention
-        left = scores.mean(dim=0).argsort(stable=True)[: len(features) - math.ceil(len(features) * 0.3)].sort().values
+        scores = output.salience if model["name"] == "mean" else output.attention
+        left = scores.mean(dim=0).argsort()[: len(features) - math.ceil(len(features) * 0.3)].sort().values
         expected = deployed(features[left]).probabilities
     bags = [Condition(remove=0.3)]
     store = BagStore(run.config.features, read_cohort(run.config.cohort))

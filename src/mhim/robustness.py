@@ -73,8 +73,16 @@ class Condition:
 
 
 def attended(output: MILOutput) -> Tensor:
-    """(N,) how much a model attends to each instance: its attention, mean over rows, else its v1 salience."""
-    return (output.salience if output.attention is None else output.attention).mean(dim=0)
+    """(N,) how much a model attends to each instance, as a rank: by its attention, mean over rows.
+
+    Where it has none, or attends equally (mean pooling to all, max pooling to all but the winners), by the score
+    that MHIM v1 ranks.
+    """
+    if output.attention is None or output.mask_scores is None:
+        return output.salience.mean(dim=0)
+    order = output.mask_scores.mean(dim=0).argsort(descending=True, stable=True)
+    order = order[output.attention.mean(dim=0)[order].argsort(descending=True, stable=True)]
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device).flip(0))
 
 
 def without_most_attended(features: Tensor, attention: Tensor, share: float) -> Tensor:
