@@ -6,6 +6,7 @@ or asking for something whose shape depends on one, is an error by itself. Copie
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,8 @@ class Held:
     def __len__(self) -> int:
         return len(self.bags)
 
-    def __getitem__(self, index: int) -> LabelledBag:
-        return self.bags[index]
+    def in_order(self, order: Sequence[int]) -> Iterator[LabelledBag]:
+        return (self.bags[index] for index in order)
 
     @property
     def names(self) -> tuple[str, ...]:

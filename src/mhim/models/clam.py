@@ -204,7 +204,9 @@ def cluster_instances(
     For the bag's class the k most attended instances are positives and the k least attended negatives of that
     class's two-way classifier; with subtyping every other class's k most attended are its negatives, and the
     loss is averaged over classes. k = min(cluster_size, N // 2), so no instance is both; with k = 0 (N = 1)
-    the loss is 0. The label is never read by the host, so an accelerator is not waited for.
+    the loss is 0. Without subtyping the other classes' classifiers have no gradient, so that Adam passes them over as
+    published. An accelerator is not asked for the label: there theirs is a gradient of zeros, which Adam's momentum
+    and weight decay follow.
 
     Args:
         attention: one row, or one per class.
@@ -217,10 +219,13 @@ def cluster_instances(
     if size == 0:
         none = torch.zeros(0, 0, dtype=torch.int64, device=attention.device)
         return InstanceClustering(attention.new_zeros(()), none, none, none.bool())
-    weights, biases = (torch.stack(parts) for parts in zip(*((c.weight, c.bias) for c in classifiers), strict=True))
     is_own = torch.arange(len(classifiers), device=label.device) == label
     rows = attention.detach().expand(len(classifiers), -1)
-    if not config.subtyping:
+    if not config.subtyping and label.device.type == "cpu":
+        one = slice(int(label), int(label) + 1)
+        classifiers, rows, is_own = classifiers[one], rows[one], is_own[one]
+    weights, biases = (torch.stack(parts) for parts in zip(*((c.weight, c.bias) for c in classifiers), strict=True))
+    if not config.subtyping and len(classifiers) > 1:
         parts = (rows, weights, biases, is_own)
         rows, weights, biases, is_own = (part.index_select(0, label.reshape(1)) for part in parts)
     chosen = torch.cat([rows.topk(size).indices, rows.topk(size, largest=False).indices], dim=1)
