@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # AB-MIL, MHIM and the pooling baselines on real breast histology: 4 tasks, the table's 5 test folds, 3 seeds.
-# benchmarks/idc_breast.sh DATA OUT      DATA: the folder with bags_dev.csv, patches_dev.csv and the features
+# benchmarks/idc_breast.sh DATA OUT      DATA: the folder with bags_*.csv, patches_*.csv and features_*.npz
 set -euo pipefail
 data=$1 out=$2
 mhim=${MHIM:-.venv/bin/mhim}
+one() { # the one file of a folder with such a name: other patients' files may be called otherwise than _dev
+  local found=("$1"/$2)
+  [[ ${#found[@]} = 1 && -f ${found[0]} ]] || { echo "$1 needs exactly one file $2" >&2; exit 2; }
+  echo "${found[0]}"
+}
+features=$(one "$data" "features_*.npz")
+bags=$(one "$data" "bags_*.csv")
+patches=$(one "$data" "patches_*.csv")
 for task in presence_w20 burden_hi_lo presence_w50 presence_w10; do
   here=$out/$task
-  $mhim convert "$data/features_effnetlite0_304d_dev.npz" --bags "$data/bags_dev.csv" \
-    --instances "$data/patches_dev.csv" --bag-id patient_id --label bag_label --rows patch_indices \
+  $mhim convert "$features" --bags "$bags" \
+    --instances "$patches" --bag-id patient_id --label bag_label --rows patch_indices \
     --where "task=$task" --x x --y y --truth idc_label --fold fold \
     --encoder efficientnet-lite0-mid --tile-size-px0 50 -o "$here"
   runs=()
