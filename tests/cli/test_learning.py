@@ -267,7 +267,13 @@ def interrupt(folder: Path, *more: object) -> tuple[int, str]:
     arguments = [sys.executable, "-m", "mhim", *map(str, training(folder, "--method", "supervised", *more, epochs=60))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=environment
+        arguments,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
     deadline = time.monotonic() + 600
     while not (folder / "run" / "fold_0" / "fold.json").is_file() and process.poll() is None:
