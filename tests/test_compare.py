@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from mhim.cli.shared import run_app
 from mhim.cohort import read_cohort
 from mhim.compare import cost
 from mhim.compare.plan import Protocol, plan_comparison, train_comparison
+from mhim.compare.plots import forest_figure
 from mhim.compare.published import ORAL
 from mhim.compare.table import count_text
 from mhim.entries import Entry
 from mhim.errors import ConfigError
-from mhim.evaluation import fold_predictions, mean_over_folds
+from mhim.evaluation import Estimate, fold_predictions, mean_over_folds
 from mhim.protocols import PROTOCOLS, published_splits
 from mhim.splits import SplitConfig, read_splits
 from mhim.training.crossval import store_of
@@ -249,3 +251,20 @@ def test_folds_that_validate_on_test_are_compared_under_their_protocols_name_onl
     given = ("--models", "mean", "--splits", out / "splits" / "seed_2021.csv")
     assert mhim(*given, "-o", cohort_folder / "honest") == 1
     assert "validates on its test part, which protocol honest does not" in " ".join(capsys.readouterr().err.split())
+
+
+def test_forest_plot_draws_an_interval_with_the_p_of_the_same_question() -> None:
+    differs = SimpleNamespace(difference=0.1, bootstrap=(0.02, 0.2), bootstrap_holm_p=0.031, holm_p=0.9)
+    rows = [
+        SimpleNamespace(
+            entry=SimpleNamespace(name=name, method="supervised"),
+            estimates={"auroc": Estimate(0.7, (0.6, 0.8))},
+            difference=difference,
+            runs=[],
+        )
+        for name, difference in (("a", None), ("b", differs))
+    ]
+    results: Any = SimpleNamespace(rows=rows)
+    panel = forest_figure(results).axes[1]
+    assert [text.get_text() for text in panel.texts] == ["p 0.031"]
+    assert list(panel.lines[0].get_xdata()) == [2.0, 20.0]

@@ -127,8 +127,8 @@ def forest_figure(results: Results) -> Figure:
             left.plot(100 * value, height - 0.24, marker="|", markersize=5, color=GREY)
         if row.difference is not None:
             _whisker(right, Estimate(row.difference.difference, row.difference.bootstrap), height, colour)
-            if row.difference.holm_p is not None:
-                text = f"p {row.difference.holm_p:.3f}"
+            if row.difference.bootstrap_holm_p is not None:  # of the interval that is drawn: other patients
+                text = f"p {row.difference.bootstrap_holm_p:.3f}"
                 right.annotate(
                     text, (1.01, height), xycoords=("axes fraction", "data"), fontsize=7, va="center", color=INK
                 )
@@ -136,7 +136,7 @@ def forest_figure(results: Results) -> Figure:
     left.set_yticks(heights, [row.entry.name for row in rows])
     left.set_ylim(-0.7, len(rows) - 0.3)
     left.set_xlabel("AUROC, % (95 % interval; ticks below: seeds)", fontsize=8, color=INK)
-    right.set_xlabel(f"difference to {rows[0].entry.name}, percentage points (p: Holm)", fontsize=8, color=INK)
+    right.set_xlabel(f"difference to {rows[0].entry.name}, percentage points (cases; p: Holm)", fontsize=8, color=INK)
     for panel in (left, right):
         panel.tick_params(labelsize=8, colors=INK)
         panel.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
