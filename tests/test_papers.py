@@ -20,7 +20,7 @@ from mhim.papers.dsmil2021 import DualStreams
 from mhim.papers.ilse2018 import FoldNetworks, Pooling
 from mhim.papers.mil_sets import MILSet, read_mil_set, training_scale
 from mhim.papers.repetition import Recipe, accuracy_at_best, bag_rows, run_epoch, train_repetition
-from mhim.papers.reproduce import plan_tasks, run_tasks, summarise
+from mhim.papers.reproduce import Row, plan_tasks, run_tasks, summarise
 from mhim.protocols import published_scores
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -266,3 +266,12 @@ def test_the_real_sets_can_be_read(shared: Path) -> None:
         pytest.skip("needs the classic sets beside the checkout")
     data = read_mil_set(folder / "musk1.npz")
     assert (len(data), int(data.label.sum()), data.features.shape) == (92, 47, (476, 166))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected"),
+    [(0.711, "-0.018, within ± 0.018"), (0.7104, "-0.019, outside ± 0.018"), (0.747, "+0.018, within ± 0.018")],
+)
+def test_a_published_value_comes_out_to_its_printed_digits(accuracy: float, expected: str) -> None:
+    row = Row("fox", "dsmil", 5, 0.5, 0.03, 0.01, 0.6, accuracy, 0.5, (0.729, 0.018), selects_on_test=True)
+    assert row.verdict == expected
