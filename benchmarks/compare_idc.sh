@@ -6,19 +6,10 @@
 set -euo pipefail
 data=$1 out=$2 task=${3:-presence_w20} seeds=${4:-0,1}
 mhim=${MHIM:-.venv/bin/mhim}
-one() { # the one file of a folder with such a name: other patients' files may be called otherwise than _dev
-  local found=("$1"/$2)
-  [[ ${#found[@]} = 1 && -f ${found[0]} ]] || { echo "$1 needs exactly one file $2" >&2; exit 2; }
-  echo "${found[0]}"
-}
-features=$(one "$data" "features_*.npz")
-bags=$(one "$data" "bags_*.csv")
-patches=$(one "$data" "patches_*.csv")
+# shellcheck source=idc_tables.sh
+source "$(dirname "${BASH_SOURCE[0]}")/idc_tables.sh"
 here=$out/$task
-$mhim convert "$features" --bags "$bags" \
-  --instances "$patches" --bag-id patient_id --label bag_label --rows patch_indices \
-  --where "task=$task" --x x --y y --truth idc_label --fold fold \
-  --encoder efficientnet-lite0-mid --tile-size-px0 50 -o "$here"
+bring_in "$data" "$task" "$here"
 $mhim doctor --cohort "$here/cohort.csv" --features "$here/features"
 $mhim compare --cohort "$here/cohort.csv" --features "$here/features" --use-fold-column --seeds "$seeds" \
   --models abmil,mean,max,clam-mb,dtfd,transmil,mhim-abmil,mhim-transmil \

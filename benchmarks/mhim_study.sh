@@ -14,11 +14,8 @@ read -ra models <<<"${MODELS-abmil dsmil transmil}"
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
 read -ra equal <<<"${EQUAL-abmil}"
 export OMP_NUM_THREADS=1
-one() { # the one file of a folder with such a name: other patients' files may be called otherwise than _dev
-  local found=("$1"/$2)
-  [[ ${#found[@]} = 1 && -f ${found[0]} ]] || { echo "$1 needs exactly one file $2" >&2; exit 2; }
-  echo "${found[0]}"
-}
+# shellcheck source=idc_tables.sh
+source "$(dirname "${BASH_SOURCE[0]}")/idc_tables.sh"
 mkdir -p "$out"
 case $study in
   synth)
@@ -28,13 +25,7 @@ case $study in
     table=$out/cohort/cohort.csv split=(--folds 4) extra=(--set train.standardise=true) shown=(--cohort "$table")
     ;;
   idc)
-    features=$(one "$data" "features_*.npz")
-    bags=$(one "$data" "bags_*.csv")
-    patches=$(one "$data" "patches_*.csv")
-    $mhim convert "$features" --bags "$bags" \
-      --instances "$patches" --bag-id patient_id --label bag_label --rows patch_indices \
-      --where "task=${TASK:-presence_w20}" --x x --y y --truth idc_label --fold fold \
-      --encoder efficientnet-lite0-mid --tile-size-px0 50 -o "$out"
+    bring_in "$data" "${TASK:-presence_w20}" "$out"
     table=$out/cohort.csv split=(--use-fold-column) extra=() shown=()
     ;;
   *) echo "study $study is unknown: synth or idc" >&2; exit 2 ;;
