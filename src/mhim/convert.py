@@ -66,7 +66,7 @@ def convert_folder(source: Path, out: Path, config: ConvertConfig, overwrite: bo
         if is_complete(target, **identity, overwrite=overwrite):
             return Outcome.SKIPPED
         features, xy_px0, found = read_foreign(path, config)
-        attributes = _attributes(config, identity) | found
+        attributes = known_attributes(config) | identity | found
         save_bag(target, Bag(path.stem, features, xy_px0, attributes), config.precision)
         return Outcome.DONE
 
@@ -139,7 +139,7 @@ def convert_tables(
             return Outcome.SKIPPED
         rows = _rows_of(bags, record, columns, len(features))
         xy_px0, truth = _facts_of(facts, columns, rows)
-        bag = Bag(record[columns.bag_id], features[rows], xy_px0, _attributes(config, identity), truth)
+        bag = Bag(record[columns.bag_id], features[rows], xy_px0, known_attributes(config) | identity, truth)
         save_bag(target, bag, config.precision)
         return Outcome.DONE
 
@@ -248,7 +248,8 @@ def _identity(config: ConvertConfig, source: str) -> dict[str, str]:
     return {"config_fingerprint": fingerprint(config), "input_fingerprint": source}
 
 
-def _attributes(config: ConvertConfig, identity: Mapping[str, str]) -> dict[str, Any]:
+def known_attributes(config: ConvertConfig) -> dict[str, Any]:
+    """What a bag of a foreign file records that its user said, and who wrote it."""
     return {
         "encoder": config.encoder,
         "mpp": config.mpp,
@@ -256,5 +257,4 @@ def _attributes(config: ConvertConfig, identity: Mapping[str, str]) -> dict[str,
         "tile_size_level0": config.tile_size_px0,
         "tool": "mhim",
         "tool_version": mhim.__version__,
-        **identity,
     }

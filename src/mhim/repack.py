@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-import mhim
 from mhim.artefacts import atomic_path, quick_digest
 from mhim.bag import Bag, check_content, create_file, load_bag, read_attributes, seal, to_storage, write_facts
 from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.config import fingerprint
-from mhim.convert import feature_files
+from mhim.convert import feature_files, known_attributes
 from mhim.errors import ArtefactError, FeatureError
 from mhim.foreign import ConvertConfig, read_foreign
 
@@ -112,15 +110,11 @@ def _read(plan: Packing, config: ConvertConfig, keep_precision: bool) -> Bag:
         attributes = dict(bag.attributes)
     else:
         features, xy_px0, found = read_foreign(plan.source, config)
-        known: dict[str, Any] = {
-            "encoder": config.encoder,
-            "mpp": config.mpp,
-            "slide_mpp": config.slide_mpp,
-            "tile_size_level0": config.tile_size_px0,
-            "tool": "mhim",
-            "tool_version": mhim.__version__,
-        }
-        bag, precision, attributes = Bag(plan.source.stem, features, xy_px0), config.precision, known | found
+        bag, precision, attributes = (
+            Bag(plan.source.stem, features, xy_px0),
+            config.precision,
+            known_attributes(config) | found,
+        )
         check_content(bag, plan.source)
     attributes["packed_by"] = plan.made_by
     stored = to_storage(bag.features, precision, plan.source)
