@@ -7,7 +7,6 @@ from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
 from mhim.kernels.embed import Embedding, embed, tokens_at
 from mhim.kernels.gemm import affine, multiply, one_by_one
-from mhim.kernels.heap import bound_caches, keep_heap, prepare_memory
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
 from mhim.kernels.segments import Bags, Segments, branch_scores, exact_linear, segment_pool, segment_softmax
@@ -22,7 +21,6 @@ __all__ = [
     "Segments",
     "affine",
     "attend",
-    "bound_caches",
     "branch_scores",
     "convolve",
     "depthwise",
@@ -30,13 +28,11 @@ __all__ = [
     "dropout",
     "embed",
     "exact_linear",
-    "keep_heap",
     "keep_mask",
     "linear",
     "multiply",
     "one_by_one",
     "pool",
-    "prepare_memory",
     "segment_pool",
     "segment_softmax",
     "to_device",
