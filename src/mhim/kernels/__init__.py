@@ -1,12 +1,14 @@
 """Fast paths of the training step, each beside a plain reference that it is tested equal to."""
 
-from mhim.kernels.attention import attend, weighed_shares
+from mhim.kernels.attention import attend, attend_and_weigh
 from mhim.kernels.attention_pool import Branches, Pooled, pool
 from mhim.kernels.band import convolve
 from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
 from mhim.kernels.embed import Embedding, embed, tokens_at
 from mhim.kernels.gemm import affine, multiply, one_by_one
+from mhim.kernels.heap import bound_caches, keep_heap, prepare_memory
+from mhim.kernels.inverse import Factored, Formed, inverse, pseudo_inverse
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
 from mhim.kernels.segments import Bags, Segments, branch_scores, exact_linear, segment_pool, segment_softmax
@@ -16,11 +18,15 @@ __all__ = [
     "Bags",
     "Branches",
     "Embedding",
+    "Factored",
+    "Formed",
     "Pooled",
     "Rows",
     "Segments",
     "affine",
     "attend",
+    "attend_and_weigh",
+    "bound_caches",
     "branch_scores",
     "convolve",
     "depthwise",
@@ -28,14 +34,17 @@ __all__ = [
     "dropout",
     "embed",
     "exact_linear",
+    "inverse",
+    "keep_heap",
     "keep_mask",
     "linear",
     "multiply",
     "one_by_one",
     "pool",
+    "prepare_memory",
+    "pseudo_inverse",
     "segment_pool",
     "segment_softmax",
     "to_device",
     "tokens_at",
-    "weighed_shares",
 ]

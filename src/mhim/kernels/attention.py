@@ -24,28 +24,43 @@ def attend(
 
     That is what runs where a gradient is wanted or there are no faster products than its own.
     """
-    is_watched = torch.is_grad_enabled() and any(part.requires_grad for part in (queries, keys, values))
-    if is_watched or not has_fast_products(queries):
+    if _is_watched(queries, keys, values) or not has_fast_products(queries):
         return F.scaled_dot_product_attention(queries[None], keys[None], values[None], scale=1.0)[0]
-    out = queries.new_empty(queries.shape[1], len(queries), queries.shape[2]).transpose(0, 1)
-    for head, value in enumerate(values):
-        turned = value.T.float().contiguous()
-        for place, share in _shares(queries[head], keys[head]):
-            out[head, place] = affine(share, turned)
-    return out
+    return _in_pieces(None, queries, keys, values)[0]
 
 
-def weighed_shares(
+def attend_and_weigh(
     weights: Float[Tensor, "heads count"],
     queries: Float[Tensor, "heads count head_dim"],
     keys: Float[Tensor, "heads other head_dim"],
-) -> Float[Tensor, "heads other"]:
-    """The sum over queries of weight x softmax(q k^T), without gradient, in the weights' dtype."""
-    total = weights.new_zeros(len(weights), keys.shape[1])
-    for head, weight in enumerate(weights):
+    values: Float[Tensor, "heads other head_dim"],
+) -> tuple[Float[Tensor, "heads count head_dim"], Float[Tensor, "heads other"]]:
+    """:func:`attend`, and the sum over queries of weight x softmax(q k^T): without gradient, in the weights' dtype."""
+    if _is_watched(queries, keys, values) or not has_fast_products(queries):
+        with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+            total = _in_pieces(weights, queries, keys, None)[1]
+        return attend(queries, keys, values), total
+    with torch.autocast(queries.device.type, enabled=False):
+        return _in_pieces(weights, queries, keys, values)
+
+
+def _is_watched(*parts: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
+def _in_pieces(weights: Tensor | None, queries: Tensor, keys: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both products with softmax(q k^T), of which a piece is held; that without operand is left empty."""
+    heads, count, dim = queries.shape
+    total = queries.new_zeros(0) if weights is None else weights.new_zeros(heads, keys.shape[1])
+    out = queries.new_empty(count, heads if values is not None else 0, dim).transpose(0, 1)
+    for head in range(heads):
+        turned = None if values is None else values[head].float().contiguous().T
         for place, share in _shares(queries[head], keys[head]):
-            total[head] += weight[place] @ share.to(weight.dtype)
-    return total
+            if turned is not None:
+                out[head, place] = affine(share, turned)
+            if weights is not None:
+                total[head] += weights[head, place] @ share.to(weights.dtype)
+    return out, total
 
 
 def _shares(queries: Float[Tensor, "count dim"], keys: Float[Tensor, "other dim"]) -> Iterator[tuple[slice, Tensor]]:

@@ -11,15 +11,22 @@ from torch.nn import functional as F
 
 
 def depthwise(
-    image: Float[Tensor, "height width dim"], kernel: Float[Tensor, "dim 1 size size"], bias: Float[Tensor, " dim"]
+    image: Float[Tensor, "height width dim"],
+    kernel: Float[Tensor, "dim 1 size size"],
+    bias: Float[Tensor, " dim"],
+    with_image: bool = False,
 ) -> Float[Tensor, "height width dim"]:
     """Each channel convolved with its own (size, size) kernel, zeros beyond the edges; an odd size.
 
     The plain form is ``F.conv2d`` with one group a channel, which runs on every device; on the CPU its gradient of
-    the kernel is four times slower than sums of products row by row.
+    the kernel is four times slower than sums of products row by row. ``with_image`` adds the image, on the CPU by a
+    1 in the middle of the kernel.
     """
     if image.device.type != "cpu":
-        return _convolve(image, kernel, bias)
+        return _convolve(image, kernel, bias) + image if with_image else _convolve(image, kernel, bias)
+    if with_image:
+        middle = F.pad(kernel.new_ones(1, 1, 1, 1), [kernel.shape[-1] // 2] * 4)
+        kernel = kernel + middle
     with torch.autocast("cpu", enabled=False):
         return _Depthwise.apply(image.to(kernel.dtype), kernel, bias)
 

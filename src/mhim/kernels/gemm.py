@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _FEWEST_ROWS = 16
-"""Below this many rows the call costs more than it saves."""
+"""Below this many rows (or columns) the call costs more than it saves."""
+_FEWEST_ENTRY_ROWS = 96
+"""Of a batch's entries, below which calls for each cost more than they save."""
 _OUTER_ROWS = 2048
 """Rows that are summed away at once: a transposed operand that leaves the cache is copied first."""
 
@@ -67,16 +69,17 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
     """The product of two matrices, or of batches of them; no gradient."""
-    return affine(left, right.mT) if left.ndim == 2 and has_fast_products(left) else left @ right
+    is_fast = left.ndim == 2 and right.shape[-1] >= _FEWEST_ROWS and has_fast_products(left)
+    return affine(left, right.mT) if is_fast else left @ right
 
 
 def one_by_one(function: Callable[..., tuple[Tensor, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
     """A function of matrices for each entry of the batches, results stacked.
 
     PyTorch gives a batch of products to the slower library, and passes over whole batches leave the cache. Where
-    there is no faster one the function gets the batches as they are.
+    there is no faster one, or the matrices are small, the function gets the batches as they are.
     """
-    if not has_fast_products(batches[0]):
+    if not has_fast_products(batches[0]) or batches[0].shape[-2] < _FEWEST_ENTRY_ROWS:
         return function(*batches)
     results = [function(*entries) for entries in zip(*batches, strict=True)]
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True))

@@ -28,9 +28,9 @@ class AttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.attention = attention
 
-    def prepare(self, tokens: Float[Tensor, "tokens dim"]) -> Prepared:
-        """The normalised sequence, ready to attend."""
-        return self.attention.prepare(self.norm(tokens))
+    def prepare(self, tokens: Float[Tensor, "tokens dim"], row: ClassRow | None) -> Prepared:
+        """The normalised sequence, ready to attend; ``row`` of its attention is read out."""
+        return self.attention.prepare(self.norm(tokens), row)
 
     def forward(
         self, tokens: Float[Tensor, "tokens dim"], prepared: Prepared, count: int
@@ -63,7 +63,7 @@ class PositionEncoding(nn.Module):
             side = _SMALLEST_SIDE
             square = F.pad(square, (0, 0, 0, side * side - len(square)))
         image = square.view(side, side, -1)
-        return depthwise(image, *self._merged()).add(image).flatten(0, 1)[: len(tokens)]
+        return depthwise(image, *self._merged(), with_image=True).flatten(0, 1)[: len(tokens)]
 
     def _merged(self) -> tuple[Float[Tensor, "dim 1 7 7"], Float[Tensor, " dim"]]:
         """The three convolutions as one."""
@@ -193,21 +193,22 @@ class TransMIL(MILModel):
         count = len(tokens)
         sequence = torch.cat([self.class_token, wrap_to_square(tokens) if self.config.padding == "class" else tokens])
         del tokens  # what is not needed any more makes room: a sequence of a large bag is the largest thing here
-        first = self.layer1.prepare(sequence)
+        first = self.layer1.prepare(sequence, self.config.class_row if instances else None)
         sequence = self.layer1(sequence, first, len(sequence))
         rows, scores = dict[str, Tensor](), None
-        if instances:
-            rows["attention_layer1"] = row = self.layer1.attention.class_row(first, self.config.class_row)[:, :count]
+        if first.row is not None:
+            rows["attention_layer1"] = row = first.row[:, :count]
             scores = self._instance_scores(first, row)
         del first
         sequence = torch.cat([sequence[:1], self.position(sequence[1:])])
-        last = self.layer2.prepare(sequence)
+        is_read = instances and (not (self.is_teacher or self.training) or self.config.attention_layer == "last")
+        last = self.layer2.prepare(sequence, self.config.class_row if is_read else None)
         embedding = self.norm(self.layer2(sequence, last, 1))[0]
         logits = self.classifier(embedding)
         if not instances:
             return MILOutput(logits, softmax_probabilities(logits), None, None, embedding)
-        if not (self.is_teacher or self.training) or self.config.attention_layer == "last":
-            rows["attention_layer2"] = self.layer2.attention.class_row(last, self.config.class_row)[:, :count]
+        if last.row is not None:
+            rows["attention_layer2"] = last.row[:, :count]
         return MILOutput(
             logits=logits,
             probabilities=softmax_probabilities(logits),
@@ -223,11 +224,13 @@ class TransMIL(MILModel):
     ) -> Float[Tensor, "instances classes"]:
         """MHIM v2's class-aware score before its softmax: classify each instance's share of the attention output.
 
-        Output projection and classifier are both linear and are joined first; the classifier's bias, the same
-        for every instance, is left out (spec section 6.2; it adds one number to all classes as published).
+        Output projection and classifier are both linear and are joined first, and classify the values before they
+        are weighed; the classifier's bias, the same for every instance, is left out (spec section 6.2; it adds one
+        number to all classes as published).
         """
         start = prepared.padding + 1
         values = prepared.values[:, start : start + row.shape[1]]
-        share = (row[..., None] * values).transpose(0, 1).flatten(1)
         output = self.layer1.attention.to_out
-        return share @ (self.classifier.weight @ output.weight).T + self.classifier.weight @ output.bias
+        joined = (self.classifier.weight @ output.weight).unflatten(1, (len(values), -1)).permute(1, 2, 0)
+        weighed = row[..., None] * (values @ joined.to(values.dtype))
+        return weighed.sum(dim=0) + self.classifier.weight @ output.bias
