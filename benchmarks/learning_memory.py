@@ -26,7 +26,7 @@ import torch
 from learning_reference import BUILD, reference_forward, reference_step
 from learning_step import our_step
 
-from mhim.kernels import prepare_memory
+from mhim.heap import prepare_memory
 from mhim.models import models
 
 WIDTH = 1024

@@ -16,7 +16,7 @@ from learning_step import VARIANTS
 from sklearn.metrics import roc_auc_score
 
 from mhim.bench.step import make_method
-from mhim.kernels import prepare_memory
+from mhim.heap import prepare_memory
 from mhim.methods import Step
 from mhim.training.step import BagStep, adam
 

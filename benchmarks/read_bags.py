@@ -141,7 +141,7 @@ def reading(folder: Path, rounds: int, slow: bool) -> None:
 def serve(folder: Path, mapping: bool, model: str, method: str, line: Connection) -> None:
     """Train an epoch whenever asked; answer with its CPU and wall seconds."""
     from mhim.bench.step import LR, WEIGHT_DECAY, make_method
-    from mhim.kernels import keep_heap
+    from mhim.heap import keep_heap
     from mhim.training.epoch import train_epoch
     from mhim.training.step import BagStep, adam
 

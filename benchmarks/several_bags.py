@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mhim.training.step as step_module
 from mhim.bench.step import LR, WEIGHT_DECAY, make_method
-from mhim.kernels import keep_heap
+from mhim.heap import keep_heap
 from mhim.methods import Step
 from mhim.training.step import BagStep, adam
 

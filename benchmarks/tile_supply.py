@@ -5,19 +5,26 @@
 Writes a 20480 x 20480 px slide of Q80 4:2:0 JPEG tiles (benchmarks/tiled_slide.py), then measures in interleaved
 rounds; every ratio is the median over rounds of two numbers of one round. One thread unless said. The floor is the
 decoding of every stored tile that the wanted tiles touch, once, from bytes in memory into a batch of tiles.
+
+Wall gains say how many times faster two workers do a work in halves than one does both halves, one after the other. Two
+processes that decode, and share nothing, show what the machine has to give; two threads are held against them. Wall
+time needs a quiet machine at normal priority; on one that shares its cores with others even the processes gain less
+than 2. Stretches are long (half a second and more), since a new thread needs some milliseconds to find its core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -27,6 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiled_slide import write_tiled_slide
 
+from mhim.heap import keep_pages
 from mhim.slides import open_slide
 from mhim.slides.tiff import TiffSlide
 
@@ -84,16 +92,25 @@ def cpu_ms(work: Callable[[], None], tiles: int) -> float:
     return (time.process_time() - start) / tiles * 1e3
 
 
-def wall_gain(one: Callable[[int], None]) -> float:
-    """How many times faster two threads do twice the work of one."""
+def wall_seconds(workers: list[Any]) -> float:
+    """Wall time of threads or processes that are started together."""
     start = time.perf_counter()
-    one(0)
-    one(1)
-    alone = time.perf_counter() - start
-    with ThreadPoolExecutor(2) as pool:
-        start = time.perf_counter()
-        list(pool.map(one, (0, 1)))
-        return alone / (time.perf_counter() - start)
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - start
+
+
+def wall_gain(one: Callable[[int], None], kind: Callable[..., Any] = threading.Thread) -> float:
+    """How many times faster two threads, or processes, do two halves than one thread does both in turn."""
+
+    def both() -> None:
+        one(0)
+        one(1)
+
+    alone = wall_seconds([kind(target=both)])
+    return alone / wall_seconds([kind(target=one, args=(half,)) for half in (0, 1)])
 
 
 def largest_difference(slide: TiffSlide, path: Path, corners: NDArray[np.int64]) -> int:
@@ -115,8 +132,15 @@ def measure(path: Path, rounds: int) -> dict[str, object]:
     halves = grid(100, 512, 39, 8)
     out, second = (np.zeros((BATCH, TILE_PX, TILE_PX, 3), np.uint8) for _ in range(2))
     bytes_aligned, bytes_shifted = stored(slide, path, aligned), stored(slide, path, shifted)
-    many = grid(0, 256, 72, 20)
-    parts, bytes_many = [(many[:720], out), (many[720:], second)], stored(slide, path, many)
+    many, many_halves = grid(0, 256, 80, 40), grid(0, 512, 40, 24)
+    bytes_many, outs, fork = stored(slide, path, many), (out, second), multiprocessing.get_context("fork").Process
+
+    def half_of(corners: NDArray[np.int64], mpp: float, mode: str) -> Callable[[int], None]:
+        return lambda i: supply(slide, np.array_split(corners, 2)[i], mpp, mode, outs[i])
+
+    def half_of_floor(i: int) -> None:
+        decode(bytes_many[i::2], outs[i])
+
     runs: dict[str, Callable[[], float]] = {
         "openslide_pil": lambda: cpu_ms(lambda: peer(path, few, 512), len(few)),
         "openslide_level0": lambda: cpu_ms(lambda: peer(path, aligned[:96], 256), 96),
@@ -128,8 +152,11 @@ def measure(path: Path, rounds: int) -> dict[str, object]:
         "aligned": lambda: cpu_ms(lambda: supply(slide, aligned, 0.25, "parity", out), len(aligned)),
         "floor_shifted": lambda: cpu_ms(lambda: decode(bytes_shifted, out), len(shifted)),
         "shifted": lambda: cpu_ms(lambda: supply(slide, shifted, 0.25, "parity", out), len(shifted)),
-        "two_threads_wall_gain": lambda: wall_gain(lambda i: supply(slide, parts[i][0], 0.25, "parity", parts[i][1])),
-        "two_threads_wall_gain_floor": lambda: wall_gain(lambda i: decode(bytes_many[i::2], parts[i][1])),
+        "two_threads_wall_gain": lambda: wall_gain(half_of(many, 0.25, "parity")),
+        "two_threads_wall_gain_parity": lambda: wall_gain(half_of(many_halves, 0.5, "parity")),
+        "two_threads_wall_gain_fast": lambda: wall_gain(half_of(many_halves, 0.5, "fast")),
+        "two_threads_wall_gain_floor": lambda: wall_gain(half_of_floor),
+        "two_processes_wall_gain_floor": lambda: wall_gain(half_of_floor, fork),
     }
     seen: dict[str, list[float]] = {name: [] for name in runs}
     for work in runs.values():
@@ -144,6 +171,7 @@ def measure(path: Path, rounds: int) -> dict[str, object]:
         "shifted_share_of_floor": ("floor_shifted", "shifted"),
         "level0_over_openslide": ("openslide_level0", "aligned"),
         "two_threads_wall_gain_share_of_floor": ("two_threads_wall_gain", "two_threads_wall_gain_floor"),
+        "two_threads_wall_gain_share_of_processes": ("two_threads_wall_gain", "two_processes_wall_gain_floor"),
     }
     return {
         "median": {name: round(statistics.median(values), 3) for name, values in seen.items()},
@@ -166,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_pages()  # as "mhim encode" does
     with tempfile.TemporaryDirectory() as folder:
         path = options.slide or Path(folder) / "slide.svs"
         if not path.exists():

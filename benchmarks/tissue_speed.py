@@ -4,19 +4,23 @@
     python benchmarks/tissue_speed.py --slides DIR          # keeps them there for the next run
     python benchmarks/tissue_speed.py --sizes 20480 --rounds 11
 
-Each method runs in its own process, one thread, methods interleaved round by round; CPU time of the process is
-counted from the open slide to the finished coordinates, without imports; the median over rounds is shown, and
-ratios to the default. The first slide of a process pays for fresh memory and first calls; "later slides" is the
-median of further passes in the same process. Peak memory is the growth of the process over its imports.
+Each method runs in its own process, one thread, methods interleaved round by round; CPU time of the process and of
+those it starts, and wall time, are counted from the open slide to the finished coordinates, without imports; the
+median over rounds is shown, and ratios to the default. The first slide of a process pays for fresh memory and first
+calls; "later slides" is the median of further passes in the same process. Peak memory is the growth of the process over
+its imports. CPU times may be taken beside other work at normal priority; wall times need a quiet machine.
 
 * ``stain``: the default: coarsest level, ``mhim.tissue.segment_tissue``, then ``mhim.tiles.plan_tiles``.
 * ``clam:tcga``: our own implementation of CLAM's segmentation and grid from its published description
   (OpenSlide, level of downsampling 64, contours); not CLAM's program.
 * ``clam-plain``: the same as CLAM's program does it: OpenSlide, and one point after the other tested against the
-  contours in a loop over tiles (``tests/clam_oracle.py``); without its worker processes.
+  contours in a loop over tiles (``tests/clam_oracle.py``); without worker processes.
+* ``clam-pool``: the same with a pool of processes (one a core, at most 4) started anew for every contour, whose
+  tiles it tests, as CLAM's program works.
 * ``tile-otsu``: our own implementation of the manner of TRIDENT's Otsu segmenter as described in public: the
   slide is read in tiles of 512 px at 8 um per px (1.25 x), each is thresholded by its own Otsu on saturation,
-  the tiles are stitched, and a lattice is laid over; not TRIDENT's program, and without its worker processes.
+  the tiles are stitched, and a lattice is laid over; not TRIDENT's program, and without worker processes.
+* ``otsu-loader``: the same with the tiles read in two worker processes of a ``torch`` DataLoader, as described.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ import time
 from pathlib import Path
 
 MPP = 0.25
-METHODS = ("stain", "clam:tcga", "clam-plain", "tile-otsu")
+METHODS = ("stain", "clam:tcga", "clam-plain", "clam-pool", "tile-otsu", "otsu-loader")
 PASSES = 5
 TILES = {"mpp": 0.5, "size_px": 256}
 
@@ -122,19 +126,45 @@ def make_slide(path: Path, size: int) -> None:
     np.save(path.with_suffix(".npy"), truth)
 
 
-def tile_otsu(slide, size_px: int = 512, mpp: float = 8.0):
+class Tiles:
+    """Tiles of a slide at a scale, one after the other, each process with a file of its own."""
+
+    def __init__(self, slide, size_px: int, mpp: float) -> None:
+        self.slide, self.size_px, self.mpp, self.process = slide, size_px, mpp, os.getpid()
+        self.step = round(size_px * mpp / slide.mpp0)
+        self.columns, self.rows = (math.ceil(side / self.step) for side in slide.size_px0)
+
+    def __len__(self) -> int:
+        return self.rows * self.columns
+
+    def __getitem__(self, index: int):
+        if index >= len(self):
+            raise IndexError(index)
+        if self.process != os.getpid():
+            self.slide, self.process = type(self.slide)(self.slide.path, self.slide.mpp0), os.getpid()
+        row, column = divmod(index, self.columns)
+        return self.slide.read((column * self.step, row * self.step), (self.size_px, self.size_px), self.mpp)
+
+
+def tile_otsu(slide, workers: int = 0, size_px: int = 512, mpp: float = 8.0):
     """Otsu on the saturation of each tile of 512 px at 8 um per px."""
     import cv2
     import numpy as np
 
     from mhim.tissue import TissueMask
 
-    step = round(size_px * mpp / slide.mpp0)
-    columns, rows = (math.ceil(side / step) for side in slide.size_px0)
+    tiles = Tiles(slide, size_px, mpp)
+    columns, rows = tiles.columns, tiles.rows
     cells = np.zeros((rows * size_px, columns * size_px), dtype=bool)
+    if workers:
+        from torch.utils.data import DataLoader
+
+        found = (batch[0].numpy() for batch in DataLoader(tiles, batch_size=1, num_workers=workers))
+    else:
+        found = iter(tiles)
     for row in range(rows):
         for column in range(columns):
-            rgb = slide.read((column * step, row * step), (size_px, size_px), mpp)
+            rgb = next(found)
             saturation = cv2.medianBlur(np.ascontiguousarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1]), 7)
             _, binary = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
             closed = cv2.morphologyEx(binary, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
@@ -143,7 +173,37 @@ def tile_otsu(slide, size_px: int = 512, mpp: float = 8.0):
     return TissueMask(cells[:height, :width], (mpp / slide.mpp0,) * 2, mpp, "tile-otsu")
 
 
-def clam_plain(path: Path):
+def kept_tiles(contour, holes, corners, size: int):
+    """Those of some corners at which CLAM takes a tile."""
+    import clam_oracle
+
+    return [
+        (x, y)
+        for x, y in corners
+        if clam_oracle._inside(contour, x, y, size)
+        and not any(clam_oracle._in_hole(hole, x, y, size) for hole in holes)
+    ]
+
+
+def clam_pool(file, size: int) -> int:
+    """CLAM's tiles of a slide, with a pool of processes for every contour."""
+    import multiprocessing
+
+    import cv2
+
+    import clam_oracle
+
+    count = 0
+    for contour, holes in clam_oracle.contours_of(file, "tcga"):
+        left, top, width, height = cv2.boundingRect(contour)
+        corners = [(x, y) for x in range(left, left + width, size) for y in range(top, top + height, size)]
+        with multiprocessing.get_context("fork").Pool(min(4, os.cpu_count() or 1)) as pool:
+            found = pool.starmap(kept_tiles, [(contour, holes, [corner], size) for corner in corners])
+        count += sum(map(len, found))
+    return count
+
+
+def clam_plain(path: Path, pooled: bool):
     """CLAM's tiles of a slide one point at a time, as a function without arguments that counts them."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import openslide
@@ -151,6 +211,8 @@ def clam_plain(path: Path):
     import clam_oracle
 
     file = openslide.OpenSlide(path)
+    if pooled:
+        return lambda: clam_pool(file, 512)
     return lambda: len(clam_oracle.coordinates(file, "tcga", 512, 512))
 
 
@@ -159,47 +221,62 @@ def measure(path: Path, method: str) -> dict[str, float]:
     import cv2
     import numpy as np
 
+    from mhim.heap import keep_pages
     from mhim.slides import open_slide
     from mhim.slides.openslide import OpenSlideSlide
     from mhim.tiles import TileSpec, plan_tiles
     from mhim.tissue import TissueConfig, segment_tissue, stored_downsamples
 
     cv2.setNumThreads(1)
-    slide = OpenSlideSlide(path) if method == "tile-otsu" else open_slide(path)
+    is_otsu = method in ("tile-otsu", "otsu-loader")
+    if is_otsu:
+        import torch.utils.data  # noqa: F401  (imports are not counted)
+    slide = OpenSlideSlide(path, MPP) if is_otsu else open_slide(path)
     downsamples = stored_downsamples(slide)
-    plain = clam_plain(path) if method == "clam-plain" else None
+    plain = clam_plain(path, method == "clam-pool") if method in ("clam-plain", "clam-pool") else None
+    if method == "stain":
+        keep_pages()  # as "mhim tile" does
     before = _memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     spec = TileSpec(size_px=512, level=0) if method.startswith("clam") else TileSpec(**TILES)
 
     def tissue_of():
         config = TissueConfig(method="clam:tcga" if plain else method)
-        return tile_otsu(slide) if method == "tile-otsu" else segment_tissue(slide, config)
+        return tile_otsu(slide, 2 * (method == "otsu-loader")) if is_otsu else segment_tissue(slide, config)
 
     def once():
-        start = time.process_time()
+        start, wall = cpu_seconds(), time.perf_counter()
         if plain:
-            return None, plain(), (time.process_time() - start) * 1e3, 0.0
-        tissue = tissue_of()
-        segmented = time.process_time()
-        count = len(plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, downsamples=downsamples))
-        return tissue, count, (time.process_time() - start) * 1e3, (segmented - start) * 1e3
+            tissue, count = None, plain()
+        else:
+            tissue = tissue_of()
+            count = len(plan_tiles(slide.size_px0, slide.mpp0, tissue, spec, downsamples=downsamples))
+        wall = time.perf_counter() - wall
+        return tissue, count, (cpu_seconds() - start) * 1e3, wall * 1e3
 
-    tissue, count, cpu_ms, mask_ms = once()
-    later_ms = sorted(once()[2] for _ in range(PASSES))[PASSES // 2]
+    tissue, count, cpu_ms, wall_ms = once()
+    later = [once()[2:] for _ in range(PASSES)]
+    later_ms, later_wall_ms = (sorted(times)[PASSES // 2] for times in zip(*later, strict=True))
     peak_mb = _memory_mb("VmHWM") - before
     tissue = tissue or tissue_of()
     truth = np.load(path.with_suffix(".npy"))
     found = cv2.resize(tissue.cells.astype(np.uint8), truth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     return {
         "cpu_ms": cpu_ms,
-        "mask_ms": mask_ms,
+        "wall_ms": wall_ms,
         "later_ms": later_ms,
+        "later_wall_ms": later_wall_ms,
         "peak_mb": peak_mb,
         "iou": float((found & truth).sum() / (found | truth).sum()),
         "tiles": count,
         "um_per_cell": tissue.um_per_cell,
     }
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _memory_mb(key: str) -> float:
@@ -218,19 +295,22 @@ def compare(path: Path, rounds: int) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             found[method].append(json.loads(done.stdout))
     median = {m: {k: sorted(run[k] for run in runs)[len(runs) // 2] for k in runs[0]} for m, runs in found.items()}
-    base, later = median["stain"]["cpu_ms"], median["stain"]["later_ms"]
+    base = median["stain"]
     print(f"{path.name}: {rounds} rounds")
     print(
-        "| method | CPU ms [min..max] | of these the mask | ratio | later slides, CPU ms | ratio "
-        "| peak MB | IoU | tiles | um per cell |"
+        "| method | CPU ms [min..max] | ratio | later slides, CPU ms | ratio | wall ms | ratio | later, wall ms "
+        "| ratio | peak MB | IoU | tiles | um per cell |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 13 + "|")
     for method, row in median.items():
         times = sorted(run["cpu_ms"] for run in found[method])
         print(
-            f"| {method} | {row['cpu_ms']:.1f} [{times[0]:.1f}..{times[-1]:.1f}] | {row['mask_ms']:.1f} "
-            f"| {row['cpu_ms'] / base:.1f} | {row['later_ms']:.1f} | {row['later_ms'] / later:.1f} "
-            f"| {row['peak_mb']:.0f} | {row['iou']:.3f} | {row['tiles']:.0f} | {row['um_per_cell']:.1f} |"
+            f"| {method} | {row['cpu_ms']:.1f} [{times[0]:.1f}..{times[-1]:.1f}] "
+            f"| {row['cpu_ms'] / base['cpu_ms']:.1f} "
+            + "".join(
+                f"| {row[key]:.1f} | {row[key] / base[key]:.1f} " for key in ("later_ms", "wall_ms", "later_wall_ms")
+            )
+            + f"| {row['peak_mb']:.0f} | {row['iou']:.3f} | {row['tiles']:.0f} | {row['um_per_cell']:.1f} |"
         )
 
 

@@ -15,7 +15,7 @@ SOURCE = Path(mhim.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("mhim", "errors"),
     ("config", "artefacts"),
-    ("registry", "batch", "pool", "presets", "provenance", "kernels", "seal"),
+    ("registry", "batch", "pool", "presets", "provenance", "kernels", "heap", "seal"),
     ("bag", "cohort"),
     ("sites",),
     ("resume", "partial_bag", "inspection", "splits", "metrics", "froc", "annotations", "survival", "models", "masks"),

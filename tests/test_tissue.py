@@ -1,5 +1,6 @@
 """Tissue: closed forms of coverage, exact masks on drawn slides, real thumbnails."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from PIL import Image
 from mhim.errors import SlideError
 from mhim.slides.array import ArraySlide
 from mhim.tissue import TissueConfig, TissueMask, coverage, segment_tissue
+from mhim.tissue.stain import _smooth
 from slide_files import stained
 
 MPP = 8.0
@@ -185,3 +187,13 @@ def test_coverslip_edge_is_left_out(shared):
     pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / "histoqc_coverslip_edge.png").convert("RGB"))
     mask = segment_tissue(ArraySlide(pixels, MPP))
     assert mask.cells[:280, :150].mean() < 0.01
+
+
+@given(
+    seed=st.integers(0, 99), height=st.integers(3, 200), width=st.integers(3, 90), side_um=st.sampled_from([0, 40, 80])
+)
+def test_strips_change_nothing(seed, height, width, side_um):
+    """The median filter works in strips of rows; what comes out is the filter of the whole picture."""
+    rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = cv2.medianBlur(rgb, {0: 1, 40: 5, 80: 11}[side_um])
+    assert np.array_equal(np.stack(_smooth(rgb, 8.0, side_um), axis=2), whole)

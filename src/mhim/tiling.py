@@ -20,6 +20,7 @@ from mhim.batch import BatchResult, Outcome, run_batch
 from mhim.cohort import SlideRow, read_slides
 from mhim.config import fingerprint
 from mhim.errors import ConfigError, SlideError
+from mhim.heap import keep_pages
 from mhim.pool import WorkerPool
 from mhim.resume import is_complete
 from mhim.slides import Slide, check_reader, open_slide
@@ -244,6 +245,7 @@ def tile_slide(job: TileJob) -> Outcome:
         SlideError: unreadable, without mpp, dark, without tissue, or too coarse for the tiles wanted.
         ArtefactError: the output exists and was made by something else.
     """
+    keep_pages()
     with job.open() as slide:
         marks = (fingerprint(job.config), job.input_fingerprint(slide))
         if is_complete(job.path, *marks, job.overwrite):

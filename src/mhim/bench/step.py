@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mhim.config import merge
-from mhim.kernels import prepare_memory, to_device
+from mhim.heap import prepare_memory
+from mhim.kernels import to_device
 from mhim.methods import Method, Step, methods
 from mhim.models import models
 from mhim.presets import preset_names, read_preset

@@ -26,6 +26,7 @@ from mhim.encode.jobs import EncodeJob, SlideEnd
 from mhim.encode.work import SlideWork, open_work
 from mhim.encoders import Encoder
 from mhim.errors import FeatureError, MhimError
+from mhim.heap import keep_pages
 
 T = TypeVar("T")
 SLIDES_AHEAD = 2
@@ -65,6 +66,7 @@ class Pipeline:
             ArtefactError: the disk is full; what is finished is kept.
             KeyboardInterrupt: likewise.
         """
+        keep_pages()
         works = Ahead(self._works(jobs), SLIDES_AHEAD if self.workers else 0)
         buffers = 2 + max(1, -(-self.workers * READ_TILES // self.config.batch_size))
         feeder = Feeder(works, self.config.batch_size, buffers)

@@ -7,7 +7,6 @@ from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
 from mhim.kernels.embed import Embedding, embed, tokens_at
 from mhim.kernels.gemm import affine, multiply, one_by_one
-from mhim.kernels.heap import bound_caches, keep_heap, prepare_memory
 from mhim.kernels.inverse import Factored, Formed, inverse, pseudo_inverse
 from mhim.kernels.linear import linear
 from mhim.kernels.rows import Rows
@@ -26,7 +25,6 @@ __all__ = [
     "affine",
     "attend",
     "attend_and_weigh",
-    "bound_caches",
     "branch_scores",
     "convolve",
     "depthwise",
@@ -35,13 +33,11 @@ __all__ = [
     "embed",
     "exact_linear",
     "inverse",
-    "keep_heap",
     "keep_mask",
     "linear",
     "multiply",
     "one_by_one",
     "pool",
-    "prepare_memory",
     "pseudo_inverse",
     "segment_pool",
     "segment_softmax",

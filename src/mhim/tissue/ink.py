@@ -10,6 +10,7 @@ counterstain) the cool colours are the tissue; texture and share decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ MIN_INK_UM2 = 20_000.0
 MIN_MARK_UM2 = 50_000.0
 DARK_WIDTH_UM = 100.0
 MARGIN_UM = 32.0
+FINE_UM, FINE_CELLS = 8.0, 512
+SEEN_UM = 48.0
+"""Colours of ink are looked for at places this far apart; where none is found, no ink is that wide."""
 WHOLE_SLIDE_UM = 10_000.0
 """Lengths below hold for pictures of at least this side; on smaller ones, marks may be smaller too."""
 LARGE = 1 << 18
@@ -43,18 +47,28 @@ class Planes:
     chroma: Plane
 
     @classmethod
-    def of(cls, rgb: NDArray[np.uint8], white: NDArray[Any] | None = None) -> Planes:
-        """The planes of a picture (h, w, 3) uint8, each channel scaled so that ``white`` (3,) becomes 255."""
+    def of(cls, channels: Iterable[Plane]) -> Planes:
+        """The planes of red, green and blue, which it keeps."""
         import cv2
 
-        planes = [np.asarray(plane) for plane in cv2.split(rgb)]
-        if white is not None:
-            for plane, level in zip(planes, white.tolist(), strict=True):
-                cv2.convertScaleAbs(plane, dst=plane, alpha=255 / level, beta=-0.499)
-        red, green, blue = planes
-        brightest = np.asarray(cv2.max(cv2.max(red, green), blue))
-        darkest = np.asarray(cv2.min(cv2.min(red, green), blue))
+        red, green, blue = channels
+        brightest, darkest = np.asarray(cv2.max(red, green)), np.asarray(cv2.min(red, green))
+        cv2.max(brightest, blue, dst=brightest)
+        cv2.min(darkest, blue, dst=darkest)
         return cls(red, green, blue, brightest, darkest, np.asarray(cv2.subtract(brightest, darkest)))
+
+    def every(self, step: int) -> Planes:
+        """Every ``step``-th cell of every ``step``-th row."""
+        planes = (self.red, self.green, self.blue, self.brightest, self.darkest, self.chroma)
+        return Planes(*(np.ascontiguousarray(plane[::step, ::step]) for plane in planes))
+
+    def halved(self) -> Planes:
+        """Means of two by two cells."""
+        import cv2
+
+        size = (self.red.shape[1] // 2, self.red.shape[0] // 2)
+        channels = (self.red, self.green, self.blue)
+        return Planes.of(np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA)) for plane in channels)
 
 
 def find_ink(planes: Planes, um_per_cell: float) -> Plane:
@@ -67,17 +81,88 @@ def find_ink(planes: Planes, um_per_cell: float) -> Plane:
     import cv2
 
     size = min(1.0, max(max(planes.chroma.shape) * um_per_cell / WHOLE_SLIDE_UM, 0.25))
+    seen = _colours_seen(planes, um_per_cell / size)
+    if not any(seen):
+        return np.zeros_like(planes.chroma)
+    if um_per_cell <= FINE_UM and min(planes.chroma.shape) >= FINE_CELLS:  # strokes are wide
+        found = _marks(planes.halved(), 2 * um_per_cell, size, seen)
+        return np.asarray(cv2.resize(found, planes.chroma.shape[::-1], interpolation=cv2.INTER_NEAREST))
+    return _marks(planes, um_per_cell, size, seen)
+
+
+def _colours_seen(planes: Planes, um_per_cell: float) -> list[bool]:
+    """Which kinds of ink may be there: looked for at places ``SEEN_UM`` apart, a quarter of the least area."""
+    step = max(1, int(SEEN_UM / um_per_cell))
+    few = planes.every(step)
+    place_um2 = (step * um_per_cell) ** 2
+    return [_count(colours(few)) * place_um2 > least_um2 / 4 for colours, least_um2 in KINDS]
+
+
+def _marks(planes: Planes, um_per_cell: float, size: float, seen: list[bool]) -> Plane:
+    """Marks of the kinds that were seen; they may be smaller by ``size``, the picture's size to that of a slide."""
+    import cv2
+
     cell_um2 = (um_per_cell / size) ** 2
     coloured = _above(planes.chroma, COLOURED)
-    marks = _cool_ink(planes, coloured, cell_um2)
-    marks |= _over_tissue(planes, coloured, marks)
-    marks |= _violet_ink(planes, coloured, cell_um2)
-    marks |= _warm_ink(planes, coloured & ~marks & 1, cell_um2)
-    marks |= _crimson_ink(planes, coloured, cell_um2)
-    marks |= _dark_marks(planes, um_per_cell / size)
+    marks = np.zeros_like(coloured)
+    if seen[0]:
+        marks = _cool_ink(planes, coloured, cell_um2)
+        marks |= _over_tissue(planes, coloured, marks)
+    if seen[1]:
+        marks |= _violet_ink(planes, coloured, cell_um2)
+    if seen[2]:
+        marks |= _warm_ink(planes, coloured & ~marks & 1, cell_um2)
+    if seen[3]:
+        marks |= _crimson_ink(planes, coloured, cell_um2)
+    if seen[4]:
+        marks |= _dark_marks(planes, um_per_cell / size)
     if marks.any():
         marks = np.asarray(cv2.dilate(marks, disc(2 * max(MARGIN_UM * size, um_per_cell), um_per_cell)))
-    return marks | _faint_ink(planes, coloured, marks)
+    return marks | _faint_ink(planes, coloured, marks) if seen[0] else marks
+
+
+def _cool(planes: Planes) -> Plane:
+    """The colours of blue, green and teal ink."""
+    return _above(planes.chroma, COLOURED) & _not_above(planes.red, _plus(planes.green, 2))
+
+
+def _violet(planes: Planes) -> Plane:
+    """The colours of dense violet ink."""
+    return _above(planes.chroma, 84) & _not_above(planes.green, 70)
+
+
+def _warm(planes: Planes) -> Plane:
+    """The colours of dense red and orange ink."""
+    import cv2
+
+    excess, blue_excess = cv2.subtract(planes.red, planes.green), cv2.subtract(planes.blue, planes.green)
+    dense = _not_above(planes.green, 150) & _above(planes.red, 85)
+    return _above(excess, 80) & _not_above(blue_excess, 24) & dense
+
+
+def _crimson(planes: Planes) -> Plane:
+    """The colours of dense crimson and rose ink."""
+    import cv2
+
+    excess = cv2.subtract(planes.red, planes.green)
+    red = _above(excess, 80) & _not_above(planes.blue, planes.red)
+    return red & (_not_above(planes.green, 46) | _above(excess, 155))
+
+
+def _dark(planes: Planes) -> Plane:
+    """Dark without colour, or dark and bluish."""
+    dark = _not_above(planes.brightest, 100) & _not_above(planes.chroma, 40)
+    return dark | (_not_above(planes.brightest, 90) & _not_above(planes.red, planes.blue))
+
+
+KINDS = (
+    (_cool, MIN_INK_UM2),
+    (_violet, 0.3 * MIN_MARK_UM2),
+    (_warm, 0.3 * MIN_MARK_UM2),
+    (_crimson, MIN_MARK_UM2),
+    (_dark, MIN_MARK_UM2),
+)
+"""Kinds of ink: their colours, and the least area of these."""
 
 
 def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
@@ -85,7 +170,7 @@ def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     import cv2
 
     none = np.zeros_like(coloured)
-    cool = coloured & _not_above(planes.red, _plus(planes.green, 2))
+    cool = _cool(planes)
     if _count(cool) * cell_um2 < MIN_INK_UM2:
         return none
     vivid = _above(planes.chroma, 74)
@@ -122,7 +207,7 @@ def _violet_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     import cv2
 
     none = np.zeros_like(coloured)
-    vivid = _above(planes.chroma, 84) & _not_above(planes.green, 70)
+    vivid = _violet(planes)
     if _count(vivid) * cell_um2 < 0.3 * MIN_MARK_UM2:
         return none
     violet = _not_above(_plus(planes.green, 4), planes.red) & _not_above(_plus(planes.red, 4), planes.blue)
@@ -146,11 +231,10 @@ def _warm_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     """Red and orange strokes: blue as dark as green, where eosin leaves blue brighter."""
     import cv2
 
-    excess = cv2.subtract(planes.red, planes.green)
-    blue_excess = cv2.subtract(planes.blue, planes.green)
-    sure = _above(excess, 80) & _not_above(blue_excess, 24) & _not_above(planes.green, 150) & _above(planes.red, 85)
+    sure = _warm(planes)
     if _count(sure) * cell_um2 < 0.3 * MIN_MARK_UM2:
         return np.zeros_like(coloured)
+    excess, blue_excess = cv2.subtract(planes.red, planes.green), cv2.subtract(planes.blue, planes.green)
     weak = sure | (coloured & _above(excess, 12) & _not_above(blue_excess, 8))
     pen = components(weak, sure, MIN_MARK_UM2 / cell_um2, least_share=0.3)
     if _count(pen) > 0.6 * _count(coloured) and _roughness(planes.darkest, pen) > SURE_STAIN_ROUGHNESS:
@@ -163,11 +247,11 @@ def _crimson_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     import cv2
 
     none = np.zeros_like(coloured)
-    excess = cv2.subtract(planes.red, planes.green)
-    red = _above(excess, 80) & _not_above(planes.blue, planes.red)
-    sure: Plane = red & (_not_above(planes.green, 46) | _above(excess, 155))
+    sure = _crimson(planes)
     if _count(sure) * cell_um2 < MIN_MARK_UM2:
         return none
+    excess = cv2.subtract(planes.red, planes.green)
+    red = _above(excess, 80) & _not_above(planes.blue, planes.red)
     weak: Plane = sure | (red & (_not_above(planes.green, 76) | _above(excess, 140)))
     weak = np.asarray(cv2.morphologyEx(np.asarray(weak, np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
     pen = components(weak, sure & weak, 4 * MIN_MARK_UM2 / cell_um2, least_share=0.6)
@@ -200,8 +284,7 @@ def _dark_marks(planes: Planes, um_per_cell: float) -> Plane:
     """Broad regions that are dark and colourless: black ink, cover-slip edges, black borders."""
     import cv2
 
-    dark = _not_above(planes.brightest, 100) & _not_above(planes.chroma, 40)
-    dark |= _not_above(planes.brightest, 90) & _not_above(planes.red, planes.blue)
+    dark = _dark(planes)
     if _count(dark) * um_per_cell**2 < MIN_MARK_UM2:
         return np.zeros_like(dark)
     dark = np.asarray(dark, dtype=np.uint8)

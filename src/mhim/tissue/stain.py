@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mhim.config import Settings
 from mhim.errors import SlideError
 from mhim.slides import Slide
 from mhim.tissue.focus import blurred_cells
-from mhim.tissue.ink import Planes, disc, find_ink, histogram, odd
+from mhim.tissue.ink import Plane, Planes, disc, find_ink, histogram, odd
 from mhim.tissue.raster import TissueMask, raster_size, stored_downsamples
 from mhim.tissue.regions import whole_pieces
 
@@ -23,7 +24,7 @@ GLASS_LEVEL = 200
 COARSEST_UM, FINEST_UM = 16.0, 4.0
 CELLS_WANTED, CELLS_ENOUGH = 1024, 512
 SAMPLE_SIDE = 256
-FINE_UM, FINE_CELLS = 8.0, 512
+STRIP_ROWS = 64
 
 
 class TissueConfig(Settings):
@@ -98,10 +99,8 @@ def segment_stain(slide: Slide, config: TissueConfig | None = None) -> TissueMas
     """
     config = config or TissueConfig()
     um_per_cell = cell_size_um(slide, config)
-    smooth = _smooth(slide.read((0, 0), raster_size(slide, um_per_cell), um_per_cell), um_per_cell, config.smooth_um)
-    sample = _sample(smooth)
-    _refuse_dark(sample, slide.slide_id)
-    cells, rejected = _tissue_cells(smooth, glass_colour(sample), um_per_cell, config)
+    stained, evidence, ink = _evidence(_picture(slide, um_per_cell, config.smooth_um), um_per_cell, config)
+    cells, rejected = _pieces(stained, evidence, ink, um_per_cell, config), ink.view(np.bool_)
     if config.reject_blur:
         blurred = blurred_cells(slide, cells, um_per_cell, config.blur_mpp, config.min_sharpness)
         cells, rejected = cells & ~blurred, rejected | blurred
@@ -115,7 +114,7 @@ def refuse_dark(rgb: NDArray[np.uint8], name: str) -> None:
     Raises:
         SlideError: it is such a picture.
     """
-    _refuse_dark(_sample(rgb), name)
+    _refuse_dark(_sample([rgb[..., index] for index in range(3)]), name)
 
 
 def _refuse_dark(planes: Planes, name: str) -> None:
@@ -124,41 +123,51 @@ def _refuse_dark(planes: Planes, name: str) -> None:
         raise SlideError(f"{name}: dark background, looks like fluorescence; only bright-field slides can be tiled")
 
 
-def _tissue_cells(
-    smooth: NDArray[np.uint8], white: NDArray[Any], um_per_cell: float, config: TissueConfig
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tissue, and what was left out as ink, of a smoothed picture with glass of the colour ``white``."""
-    import cv2
+def _picture(slide: Slide, um_per_cell: float, smooth_um: float) -> Planes:
+    """The smoothed planes of a slide, one cell a pixel, with white glass.
 
-    planes = Planes.of(smooth, white)
-    ink = _ink(smooth, white, planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
+    Raises:
+        SlideError: the background is dark, or the slide cannot be read.
+    """
+    channels = _smooth(slide.read((0, 0), raster_size(slide, um_per_cell), um_per_cell), um_per_cell, smooth_um)
+    sample = _sample(channels)
+    _refuse_dark(sample, slide.slide_id)
+    return _balanced(channels, glass_colour(sample))
+
+
+def _evidence(planes: Planes, um_per_cell: float, config: TissueConfig) -> tuple[Plane, Plane, Plane]:
+    """Stained cells, these with the pale ones, and cells under ink, each (h, w) uint8 of 0 and 1."""
+    ink = find_ink(planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
     clear = 1 - ink
     threshold = config.threshold
     if threshold is None:
         threshold = float(np.clip(_otsu(planes.chroma, clear), *config.threshold_range))
-    stained = (planes.chroma > threshold).view(np.uint8) & clear
-    evidence = stained | _without_rim(_pale_pink(planes, threshold) & clear, stained) if config.faint else stained
-    kernel = disc(config.close_um, um_per_cell)
-    side = len(kernel)  # what lies outside the picture is background: gaps at its edge stay open
-    padded = cv2.copyMakeBorder(evidence, side, side, side, side, cv2.BORDER_CONSTANT, value=[0])
-    closed = np.asarray(cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
-    inner = (slice(side, -side), slice(side, -side))
-    closed[inner] &= clear
-    seeds = np.asarray(cv2.copyMakeBorder(stained, side, side, side, side, cv2.BORDER_CONSTANT, value=[0]))
-    cell_um2 = um_per_cell**2
-    tissue = whole_pieces(closed, seeds, config.min_tissue_um2 / cell_um2, 0.05, config.min_hole_um2 / cell_um2)
-    return (tissue[inner] & clear).view(np.bool_), ink.view(np.bool_)
+    stained = (planes.chroma > threshold).view(np.uint8)
+    stained &= clear
+    if not config.faint:
+        return stained, stained, ink
+    pale = _pale_pink(planes, threshold)
+    pale &= clear
+    _drop_rim(pale, stained)
+    return stained, np.bitwise_or(pale, stained, out=pale), ink
 
 
-def _ink(smooth: NDArray[np.uint8], white: NDArray[Any], planes: Planes, um_per_cell: float) -> NDArray[Any]:
-    """Cells under ink; strokes are wide, so that fine cells of a large picture are looked at two by two."""
+def _pieces(stained: Plane, evidence: Plane, ink: Plane, um_per_cell: float, config: TissueConfig) -> NDArray[np.bool_]:
+    """Tissue from what speaks for it: gaps closed, specks and small holes gone, nothing under ink."""
     import cv2
 
-    if um_per_cell > FINE_UM or min(smooth.shape[:2]) < FINE_CELLS:
-        return find_ink(planes, um_per_cell)
-    half = cv2.resize(smooth, (smooth.shape[1] // 2, smooth.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    found = find_ink(Planes.of(np.asarray(half, dtype=np.uint8), white), 2 * um_per_cell)
-    return np.asarray(cv2.resize(found, smooth.shape[1::-1], interpolation=cv2.INTER_NEAREST))
+    kernel = disc(config.close_um, um_per_cell)
+    side = len(kernel)  # what lies outside the picture is background: gaps at its edge stay open
+    inner, cell_um2, clear = (slice(side, -side), slice(side, -side)), um_per_cell**2, 1 - ink
+
+    def padded(plane: Plane) -> Plane:
+        return np.asarray(cv2.copyMakeBorder(plane, side, side, side, side, cv2.BORDER_CONSTANT, value=[0]))
+
+    closed = np.asarray(cv2.morphologyEx(padded(evidence), cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
+    closed[inner] &= clear
+    least, hole = config.min_tissue_um2 / cell_um2, config.min_hole_um2 / cell_um2
+    tissue = whole_pieces(closed, padded(stained), least, 0.05, hole)
+    return (tissue[inner] & clear).view(np.bool_)
 
 
 def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
@@ -171,38 +180,58 @@ def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
     return float(np.argmax(np.divide(gap * gap, parts, out=np.zeros(256), where=parts > 0)))
 
 
-def _sample(rgb: NDArray[np.uint8]) -> Planes:
+def _sample(channels: Sequence[Plane]) -> Planes:
     """Every n-th cell of a large picture, enough to know its colours."""
     import cv2
 
-    step = -(-max(rgb.shape) // SAMPLE_SIDE)
-    size = (-(-rgb.shape[1] // step), -(-rgb.shape[0] // step))
-    return Planes.of(rgb if step == 1 else np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_NEAREST), np.uint8))
+    rows, columns = channels[0].shape
+    step = -(-max(rows, columns) // SAMPLE_SIDE)
+    size = (-(-columns // step), -(-rows // step))
+    return Planes.of(np.asarray(cv2.resize(each, size, interpolation=cv2.INTER_NEAREST)) for each in channels)
 
 
-def _smooth(rgb: NDArray[np.uint8], um_per_cell: float, smooth_um: float) -> NDArray[np.uint8]:
+def _smooth(rgb: NDArray[np.uint8], um_per_cell: float, smooth_um: float) -> list[Plane]:
+    """Red, green and blue after a median filter, done strip by strip while a strip is in the cache."""
     import cv2
 
     side = min(odd(smooth_um / um_per_cell), 31)
-    return np.asarray(cv2.medianBlur(rgb, side), dtype=np.uint8) if side > 1 else rgb
+    channels = [np.empty(rgb.shape[:2], np.uint8) for _ in range(3)]
+    for top in range(0, len(rgb), STRIP_ROWS):
+        begin, end = max(0, top - side // 2), top + STRIP_ROWS + side // 2
+        strip = cv2.medianBlur(rgb[begin:end], side) if side > 1 else rgb[begin:end]
+        inner = strip[top - begin :][:STRIP_ROWS]
+        cv2.split(inner, [channel[top : top + STRIP_ROWS] for channel in channels])
+    return channels
+
+
+def _balanced(channels: Sequence[Plane], white: NDArray[Any]) -> Planes:
+    """The planes of channels that are scaled in place so that ``white`` (3,) becomes 255."""
+    import cv2
+
+    for channel, level in zip(channels, white.tolist(), strict=True):
+        cv2.convertScaleAbs(channel, dst=channel, alpha=255 / level, beta=-0.499)
+    return Planes.of(channels)
 
 
 def _pale_pink(planes: Planes, threshold: float) -> NDArray[Any]:
     """Cells whose green is a little darker than red and blue, beyond what the glass itself shows."""
     import cv2
 
-    pink = np.asarray(cv2.subtract(cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0), planes.green))
+    pink = cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0)
+    pink = np.asarray(cv2.subtract(pink, planes.green, dst=pink))
     usual = int(np.argmax(histogram(pink, (planes.darkest >= GLASS_LEVEL).view(np.uint8))[:10]))
-    return (pink > min(max(usual + 4, FAINT_LEVEL), threshold)).view(np.uint8)
+    cv2.threshold(pink, min(max(usual + 4, FAINT_LEVEL), threshold), 1, cv2.THRESH_BINARY, dst=pink)
+    return pink
 
 
-def _without_rim(pale: NDArray[Any], stained: NDArray[Any]) -> NDArray[Any]:
-    """Pale cells, but not a rim two cells wide: there colour bleeds, or the cell is only partly tissue."""
+def _drop_rim(pale: Plane, stained: Plane) -> None:
+    """Take from pale cells a rim two cells wide: there colour bleeds, or the cell is only partly tissue."""
     import cv2
 
     block = np.ones((5, 5), np.uint8)
-    far = pale & (1 - np.asarray(cv2.dilate(stained, block), dtype=np.uint8))
-    return pale & np.asarray(cv2.dilate(far, block), dtype=np.uint8)
+    far = np.asarray(cv2.dilate(stained, block), dtype=np.uint8)
+    np.greater(pale, far, out=far.view(np.bool_))
+    pale &= np.asarray(cv2.dilate(far, block), dtype=np.uint8)
 
 
 def glass_colour(planes: Planes) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from mhim.checkpoint import load_model, save_model
 from mhim.cohort import Cohort
 from mhim.config import read_yaml, to_yaml, validate
 from mhim.errors import ArtefactError, CheckpointError, ConfigError
-from mhim.kernels import prepare_memory
+from mhim.heap import prepare_memory
 from mhim.methods import methods
 from mhim.models import MILModel, models
 from mhim.pool import end_with_parent

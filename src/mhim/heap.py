@@ -8,6 +8,7 @@ import sys
 
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_kept: list[int] = []
 
 
 def keep_heap(largest: int = 1 << 30, trim: int = 1 << 28) -> bool:
@@ -26,7 +27,17 @@ def keep_heap(largest: int = 1 << 30, trim: int = 1 << 28) -> bool:
     except (AttributeError, OSError):
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    _kept.append(largest)
     return bool(mallopt(_M_MMAP_THRESHOLD, largest)) and bool(mallopt(_M_TRIM_THRESHOLD, trim))
+
+
+def keep_pages() -> bool:
+    """The same for work on pictures: blocks up to 64 MiB come from the heap, and 64 MiB of it stay when free.
+
+    A picture of a megabyte is otherwise mapped anew for every step of the work, and to fault in its pages costs more
+    than to compute them. A larger bound that training has asked for stays.
+    """
+    return True if _kept else keep_heap(1 << 26, 1 << 26)
 
 
 def bound_caches(entries: int = 64) -> None:
