@@ -51,13 +51,13 @@ def pictures(shared: Path) -> Iterator[tuple[str, Slide]]:
 def inked(shared: Path) -> Iterator[tuple[str, Slide]]:
     """One real picture under a loop of each ink that the tests draw."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from test_tissue_ink import INKS, marked
+    from test_tissue_ink import AMBER, INKS, marked
 
     name = "histoqc_coverslip_edge.png"
     pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / name).convert("RGB"))
     turn = np.linspace(0, 6, 60)
     loop = np.stack([330 + 130 * np.cos(turn), 200 + 150 * np.sin(turn)], axis=1)
-    for ink in INKS:
+    for ink in [*INKS, *AMBER]:
         yield ink, ArraySlide(marked(pixels, ink, loop, 22)[0], THUMBNAILS[name])
 
 

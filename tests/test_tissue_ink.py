@@ -21,8 +21,23 @@ INKS = {
     "black": (30, 28, 32),
     "cyan": (60, 165, 205),
     "violet": (95, 35, 140),
+    "purple": (85, 40, 125),
+    "dark purple": (60, 25, 90),
     "faint blue": (130, 160, 220),
 }
+
+
+AMBER = {"yellow": (240, 220, 60), "ochre": (200, 150, 50), "brown": (120, 75, 40), "dark brown": (70, 40, 25)}
+HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
+
+
+def restained(rgb, haematoxylin, eosin):
+    """A picture in H&E whose dyes absorb as the given densities (3,) of red, green and blue instead."""
+    density = -np.log((rgb + 1.0) / 256)
+    glass = np.median(density[rgb.min(axis=2) >= np.percentile(rgb.min(axis=2), 85)], axis=0)
+    dyes = np.maximum((density - glass) @ np.linalg.pinv(np.array([HAEMATOXYLIN, EOSIN])), 0)
+    stained = np.exp(-(dyes @ np.array([haematoxylin, eosin], dtype=float))) * 256 - 1
+    return stained.clip(0, 255).astype(np.uint8)
 
 
 def marked(rgb, ink, points, width):
@@ -33,7 +48,7 @@ def marked(rgb, ink, points, width):
     alpha = cv2.GaussianBlur(stroke.astype(np.float32) / 255, (0, 0), 1)
     streaks = cv2.GaussianBlur(rng.normal(size=stroke.shape).astype(np.float32), (0, 0), 4)
     density = alpha * (1 + 0.1 * streaks / streaks.std())
-    transmitted = np.exp(density[..., None] * np.log((np.array(INKS[ink]) + 1) / 256))
+    transmitted = np.exp(density[..., None] * np.log((np.array((INKS | AMBER)[ink]) + 1) / 256))
     return ((rgb + 1.0) * transmitted - 1).clip(0, 255).astype(np.uint8), stroke > 128
 
 
@@ -81,6 +96,38 @@ def test_ink_on_a_violet_slide(shared, ink):
     assert mask.cells[stroke].mean() < 0.1
     stained = (pixels.max(axis=2).astype(int) - pixels.min(axis=2) > 60) & clean.cells & ~stroke
     assert mask.cells[stained].mean() > 0.93
+
+
+@pytest.mark.parametrize("ink", AMBER)
+def test_yellow_and_brown_ink_beside_tissue(shared, ink):
+    """A line across the glass beside tissue in H&E, whose stain has no such colour."""
+    pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / "histoqc_coverslip_edge.png").convert("RGB"))
+    check(pixels, 16.0, ink, [(130, 30), (300, 20), (330, 100), (140, 190)], 22, 0.97)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("counterstain", [0.0, 0.7])
+def test_brown_stain_is_not_ink(shared, share, counterstain):
+    """Spots of real tissue in DAB, weak to dense, with or without counterstain: nothing is left out as ink."""
+    name = "histoprep_tma_spots.jpeg"
+    pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / name).convert("RGB").reduce(2))
+    brown = restained(
+        pixels, [0.6 * counterstain, 0.5 * counterstain, 0.3 * counterstain], np.multiply(DAB, 1.5 * share)
+    )
+    rejected = segment_tissue(ArraySlide(brown, 16.0)).rejected
+    assert rejected is not None
+    assert not rejected.any()
+
+
+def test_dense_haematoxylin_is_not_ink(shared):
+    """Spots of real tissue with twice the haematoxylin: as dense as ink, but without a gap to what is paler."""
+    name = "histoprep_tma_spots.jpeg"
+    pixels = np.array(Image.open(shared / "data" / "tissue_thumbnails" / name).convert("RGB").reduce(2))
+    dense = restained(pixels, np.multiply(HAEMATOXYLIN, 2), EOSIN)
+    mask = segment_tissue(ArraySlide(dense, 16.0))
+    assert (dense[..., 1][mask.cells] < 60).mean() > 0.15
+    assert mask.rejected is not None
+    assert not mask.rejected.any()
 
 
 def test_dense_violet_stain_is_not_ink():

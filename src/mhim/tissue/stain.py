@@ -13,7 +13,8 @@ from mhim.config import Settings
 from mhim.errors import SlideError
 from mhim.slides import Slide
 from mhim.tissue.focus import blurred_cells
-from mhim.tissue.ink import Plane, Planes, disc, find_ink, histogram, odd
+from mhim.tissue.ink import find_ink
+from mhim.tissue.planes import Plane, Planes, disc, histogram, odd
 from mhim.tissue.raster import TissueMask, raster_size, stored_downsamples
 from mhim.tissue.regions import whole_pieces
 
