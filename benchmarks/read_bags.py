@@ -55,8 +55,17 @@ def write_all(folder: Path, sizes: list[int], width: int) -> None:
             with h5py.File(folder / f"clam{name}" / f"s{number}.h5", "w") as file:
                 file.create_dataset("features", data=values, chunks=(1, width))
                 file["coords"] = xy_px0
+    write_joined(folder, len(sizes))
     config = ConvertConfig.model_validate({})
     repack(plan_repack(folder / "ours", folder / "packed", config, True), config)
+
+
+def write_joined(folder: Path, count: int) -> None:
+    """All bags in one flat file, for comparison: there is one file to open."""
+    (folder / "joined16").mkdir(exist_ok=True)
+    with (folder / "joined16" / "all.bin").open("wb") as file:
+        for number in range(count):
+            file.write(np.load(folder / "npy16" / f"s{number}.npy").data)
 
 
 def touch(values: torch.Tensor) -> None:
@@ -90,6 +99,7 @@ READERS: dict[str, tuple[str, Callable[[Path], torch.Tensor]]] = {
     "packed, mapped, opened afresh": ("packed", mapped),
     "packed, checked and digested": ("packed", checked),
     "ours unpacked, checked and digested": ("ours", checked),
+    "joined float16, np.memmap": ("joined16", lambda path: torch.from_numpy(np.memmap(path, np.uint8, "c"))),
     ".pt float16, torch.load": ("pt16", lambda path: torch.load(path, weights_only=True)),
     ".pt float32, torch.load": ("pt32", lambda path: torch.load(path, weights_only=True)),
     ".npy float16, np.load": ("npy16", lambda path: torch.from_numpy(np.load(path))),

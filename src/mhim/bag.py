@@ -7,6 +7,7 @@ level-0 pixels, and adds attributes that say at which scale and by which encoder
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,11 @@ CHUNK_ROWS = 512
 ALIGNMENT = 64
 """Features begin at a multiple of this in a file and in memory, so that products of either give the same bits."""
 CONTENT_ATTRIBUTES = ("encoder", "encoder_weights_sha256", "mpp", "tile_size_level0")
+
+
+_STRONG = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+_STRONG.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+"""Closing a file closes what was opened in it."""
 
 
 @dataclass(frozen=True)
@@ -304,16 +310,38 @@ def place_of_features(path: Path) -> Place | None:
         FeatureError: missing, not HDF5, incomplete, shorter than it says, without ``features``, or of a layout that no
             model can use; numbers are not looked at.
     """
-    with open_complete(path) as file:
-        stored = _features_of(file)
-        _check_layout(stored.shape, stored.dtype, path)
-        offset = stored.id.get_offset()
-        if offset is None or offset % ALIGNMENT or not stored.dtype.isnative:
-            return None
-        place = Place(offset, stored.shape, stored.dtype)
+    try:
+        found = _quick_layout(path)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):
+        found = None
+    if found is None:  # the comfortable way, which says what is wrong
+        with open_complete(path) as file:
+            stored = _features_of(file)
+            found = stored.id.get_offset(), stored.shape, stored.dtype
+    offset, shape, dtype = found
+    _check_layout(shape, dtype, path)
+    if offset is None or offset % ALIGNMENT or not dtype.isnative:
+        return None
+    place = Place(offset, (shape[0], shape[1]), dtype)
     if path.stat().st_size < place.offset + place.nbytes:
         raise FeatureError(f"{path}: shorter than it says, cut off; make it again")
     return place
+
+
+def _quick_layout(path: Path) -> tuple[int | None, tuple[int, ...], np.dtype[Any]] | None:
+    """Offset, shape and dtype of the features of a complete file, by HDF5's own calls; None where it is not complete.
+
+    Opening a file takes longer than mapping 16 MB of it; this takes half of h5py's time.
+    """
+    file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _STRONG)
+    try:
+        complete = h5py.h5a.open(file, b"complete")
+        said = np.zeros(complete.shape, complete.dtype)
+        complete.read(said)
+        stored = h5py.h5d.open(file, b"features")
+        return (stored.get_offset(), stored.shape, stored.dtype) if said.all() else None
+    finally:
+        file.close()
 
 
 def read_truth(path: Path) -> NDArray[np.float32] | None:

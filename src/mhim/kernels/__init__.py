@@ -5,10 +5,11 @@ from mhim.kernels.attention_pool import Branches, Pooled, pool
 from mhim.kernels.band import convolve
 from mhim.kernels.depthwise import depthwise
 from mhim.kernels.dropout import draw_seed, dropout, keep_mask
-from mhim.kernels.embed import Embedding, embed, tokens_at
+from mhim.kernels.embed import Embedding, embed, token_chunks, tokens_at
 from mhim.kernels.gemm import affine, multiply, one_by_one
 from mhim.kernels.inverse import Factored, Formed, inverse, pseudo_inverse
 from mhim.kernels.linear import linear
+from mhim.kernels.online import OnlineMax, OnlineSoftmax
 from mhim.kernels.rows import Rows
 from mhim.kernels.segments import Bags, Segments, branch_scores, exact_linear, segment_pool, segment_softmax
 from mhim.kernels.transfer import to_device
@@ -19,6 +20,8 @@ __all__ = [
     "Embedding",
     "Factored",
     "Formed",
+    "OnlineMax",
+    "OnlineSoftmax",
     "Pooled",
     "Rows",
     "Segments",
@@ -42,5 +45,6 @@ __all__ = [
     "segment_pool",
     "segment_softmax",
     "to_device",
+    "token_chunks",
     "tokens_at",
 ]

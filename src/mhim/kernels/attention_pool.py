@@ -2,7 +2,7 @@
 
 What a step needs of an instance, its token and its attention branch, lives as long as its chunk does, or is kept
 for the gradient while a budget lasts and computed again beyond it. Softmax over the bag is taken online, so that a
-bag of any size is pooled in the memory of one chunk (Milakov and Gimelshein, 2018).
+bag of any size is pooled in the memory of one chunk.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mhim.kernels.activations import apply_, backward
 from mhim.kernels.dropout import draw_seed, keep_mask, realised
 from mhim.kernels.embed import Embedding, chunk_tokens
 from mhim.kernels.gemm import add_outer, affine
+from mhim.kernels.online import OnlineSoftmax
 from mhim.kernels.rows import Rows
 
 BUDGET_BYTES = 40 << 20
@@ -159,9 +160,7 @@ def _stream(
     scores = torch.empty(branches, len(rows), dtype=whole, device=device) if instances else None
     classes = low.evidence if instances else None
     seen = None if classes is None else torch.empty(len(rows), len(classes), dtype=whole, device=device)
-    top = torch.full((branches, 1), -torch.inf, dtype=whole, device=device)
-    total = torch.zeros(branches, 1, dtype=whole, device=device)
-    pooled = torch.zeros(branches, dim, dtype=whole, device=device)
+    softmax = OnlineSoftmax(torch.empty(branches, dim, dtype=whole, device=device))
     kept, budget = list[_Chunk | None](), spec.budget
     keeps_x = rows.makes_copies and len(rows) * (low.weight.shape[1] + dim + 2 * len(branch[0])) * 4 <= budget
     for place in rows.parts():
@@ -170,18 +169,15 @@ def _stream(
             chunk = chunk._replace(x=x)
         tokens, mixed = chunk.tokens.to(whole), chunk.mixed.to(whole)
         part = _small(mixed, weights.score, weights.score_bias).T
-        higher = torch.maximum(top, part.amax(dim=1, keepdim=True))
-        shrink, share = (top - higher).exp(), (part - higher).exp()
-        total = total * shrink + share.sum(dim=1, keepdim=True)
-        pooled = pooled * shrink + share @ tokens
-        top = higher
+        softmax.add(part, tokens)
         if scores is not None:
             scores[:, place] = part
         if seen is not None and weights.evidence is not None:
             seen[place] = tokens @ weights.evidence.T
         budget -= chunk.nbytes
         kept.append(chunk if budget >= 0 else None)
-    return scores, pooled / total, seen, (kept, top, total)
+        del x, chunk, tokens, mixed  # they would live until those of the next chunk are there
+    return scores, softmax.pooled, seen, (kept, softmax.top, softmax.total)
 
 
 def _small(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -258,6 +254,7 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
             add_outer(_sum(sums, "evidence"), ahead[-1], chunk.tokens)
         of_tokens = affine(torch.cat(ahead, dim=1), behind.T)
         _add_layer(sums[:2], torch.ops.aten.threshold_backward(of_tokens, chunk.tokens, 0), x)
+        del x, chunk, before, ahead, of_tokens
     for part, names in zip(of_branch, (("value", "gate"), ("value_bias", "gate_bias")), strict=True):
         for name, piece in zip(names, [] if part is None else part.split(len(low.value)), strict=False):
             _sum(sums, name).copy_(piece)

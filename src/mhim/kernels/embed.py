@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,6 +45,28 @@ def chunk_tokens(
     """Tokens of some rows from scaled weights. An element is 0 exactly where ReLU or dropout stops its gradient."""
     tokens = affine(x, weight, bias, relu=True)
     return tokens.mul_(keep_mask(seed, rows, tokens.shape[1], rate, tokens.device)) if rate else tokens
+
+
+def token_chunks(
+    rows: Rows, embedding: Embedding, seed: int, skip: int = 0
+) -> Iterator[tuple[slice, Float[Tensor, "n dim"]]]:
+    """Tokens of the rows chunk by chunk, with their places; no gradient. Equal to those of ``embed`` with the seed.
+
+    Args:
+        rows: of a bag's features.
+        embedding: the projection.
+        seed: of the dropout masks.
+        skip: chunks to leave out at the beginning.
+    """
+    weight, bias = embedding.scaled()
+    low = weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype)
+
+    def tokens(place: slice) -> Tensor:  # holds nothing, so that a chunk dies with whoever asked for it
+        with torch.autocast(rows.device.type, enabled=False):
+            return chunk_tokens(rows.part(place), *low, embedding.rate, seed, place)
+
+    for place in islice(rows.parts(), skip, None):
+        yield place, tokens(place)
 
 
 def embed(rows: Rows, embedding: Embedding, seed: int | None = None) -> Float[Tensor, "rows dim"]:

@@ -21,12 +21,14 @@ class Rows:
 
     Args:
         features: (N, D), of any floating dtype; on the CPU or on the device that computes.
-        index: (K,) int64 the rows that count, in their order; all by default.
+        index: (K,) int64 the rows that count, in their order, or a range of them; all by default.
         device: where chunks are computed.
         dtype: what chunks are computed in.
     """
 
-    def __init__(self, features: Tensor, index: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, features: Tensor, index: Tensor | range | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.features, self.index, self.device, self.dtype = features, index, device, dtype
         self.count = len(features) if index is None else len(index)
         self.chunk = chunk_rows(device)
@@ -46,15 +48,34 @@ class Rows:
 
     def part(self, place: slice) -> Tensor:
         """The rows of a chunk, (n, D) in the computing dtype; a view where nothing has to be changed."""
-        rows = self.features[place] if self.index is None else self.features.index_select(0, self.index[place])
+        rows = self.features[place] if self.index is None else self.features.index_select(0, self._numbers(place))
         return rows.to(device=self.device, dtype=self.dtype)
+
+    def _numbers(self, place: slice) -> Tensor:
+        """Which rows of the features a chunk consists of."""
+        assert self.index is not None
+        chosen = self.index[place]
+        if isinstance(chosen, Tensor):
+            return chosen
+        return torch.arange(chosen.start, chosen.stop, chosen.step, device=self.features.device)
 
     def at(self, positions: Tensor) -> Tensor:
         """Some of the rows, (P, D) in the computing dtype; (P,) int64 on the features' device."""
-        index = positions if self.index is None else self.index[positions]
+        index = self._of(positions)
         return self.features.index_select(0, index).to(device=self.device, dtype=self.dtype)
 
     def subset(self, positions: Tensor) -> Rows:
         """Some of the rows as rows of their own; (P,) int64 on the features' device."""
-        index = positions if self.index is None else self.index[positions]
+        return Rows(self.features, self._of(positions), self.device, self.dtype)
+
+    def _of(self, positions: Tensor) -> Tensor:
+        if self.index is None:
+            return positions
+        if isinstance(self.index, range):
+            return positions * self.index.step + self.index.start
+        return self.index[positions]
+
+    def every(self, places: slice) -> Rows:
+        """The rows from a start to a stop by a step, of which no list is made unless there is one."""
+        index = range(len(self.features))[places] if self.index is None else self.index[places]
         return Rows(self.features, index, self.device, self.dtype)

@@ -49,6 +49,7 @@ class _CLAM(MILModel):
     paper = "Lu et al., Data-efficient and weakly supervised computational pathology, Nature BME 2021"
     licence = "reference program: GPL-3.0; written from the paper, no line of it used"
     packs = True
+    loss_reads_instances = True
     is_single_branch: ClassVar[bool]
 
     def __init__(self, config: CLAMConfig, in_dim: int, n_classes: int) -> None:

@@ -112,6 +112,7 @@ class MILModel(nn.Module):
             Whoever trains permutes the features, with a generator of its own; ``aggregate`` never does.
         packs: several bags are projected in one pass, and ``aggregate_bags`` takes their tokens laid one bag after
             another; otherwise they go through ``forward`` one at a time.
+        loss_reads_instances: ``losses`` needs what has a row per instance, also in evaluation.
         activation_bytes: what a training step may keep of a bag for its gradient where the model computes chunk by
             chunk (AB-MIL, CLAM, DTFD); chunks beyond it are computed again.
         is_teacher: it looks at bags that were checked when they were read, and leaves out of ``extras`` what costs a
@@ -128,6 +129,7 @@ class MILModel(nn.Module):
     is_permutation_equivariant: ClassVar[bool] = True
     shuffles_in_training: bool = False
     packs: ClassVar[bool] = False
+    loss_reads_instances: ClassVar[bool] = False
     is_teacher: bool = False
     activation_bytes: int = BUDGET_BYTES
 

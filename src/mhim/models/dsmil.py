@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
-from mhim.kernels import Embedding, Rows, Segments, embed, linear
+from mhim.kernels import Embedding, OnlineMax, OnlineSoftmax, Rows, Segments, draw_seed, embed, linear, token_chunks
 from mhim.models.contract import MILModel, MILOutput, initialise, models
 from mhim.models.layers import Activation, Projection
 
@@ -34,7 +36,8 @@ class DSMIL(MILModel):
     out. DSMIL's own repository: ``projection: none, value: identity, output: sigmoid, predictor: false``;
     there one output (C = 1) is allowed, a single probability by sigmoid, since a published checkpoint has it.
 
-    ``extras``: ``max_logits`` (C,), ``instance_logits`` (N, C), ``critical`` (C,) the critical instances.
+    ``extras``: ``max_logits`` (C,), ``critical`` (C,) the critical instances, and with instances ``instance_logits``
+    (N, C). Without them and without a gradient the memory does not grow with the bag: ``activation_bytes`` at most.
     """
 
     class Config(ComponentConfig):
@@ -102,7 +105,47 @@ class DSMIL(MILModel):
     def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
         """See :meth:`MILModel.fused`: without instances the contributions are left out."""
         embedding = self.embedding()
-        return None if embedding is None else self._aggregate(embed(rows, embedding), instances)
+        if embedding is None:
+            return None
+        if not (instances or torch.is_grad_enabled()):
+            return self._streamed(rows, embedding)
+        return self._aggregate(embed(rows, embedding), instances)
+
+    def _streamed(self, rows: Rows, embedding: Embedding) -> MILOutput:
+        """The bag alone in two passes: critical instances, then attention to them.
+
+        Tokens of the first pass are kept while ``activation_bytes`` last, and computed again beyond that.
+        """
+        seed = draw_seed() if embedding.rate else 0
+        best, kept, budget = OnlineMax(), list[Tensor](), self.activation_bytes
+        for _, tokens in token_chunks(rows, embedding, seed):
+            best.add(self.instance_classifier(tokens), tokens)
+            budget -= tokens.nbytes
+            if budget >= 0:
+                kept.append(tokens)
+            del tokens
+        wanted, whole = self._queries(best.rows), self.fusion.weight.dtype
+        softmax = OnlineSoftmax(best.rows.to(whole))
+        for tokens in chain(kept, (more for _, more in token_chunks(rows, embedding, seed, skip=len(kept)))):
+            softmax.add(self._similarity(wanted, self._queries(tokens)).to(whole), self._values(tokens).to(whole))
+            del tokens
+        return self._bag(best.scores, best.positions, softmax.pooled)
+
+    def _similarity(
+        self, wanted: Float[Tensor, "classes query_dim"], queries: Float[Tensor, "n query_dim"]
+    ) -> Float[Tensor, "classes n"]:
+        return wanted @ queries.T / math.sqrt(self.config.query_dim)
+
+    def _bag(
+        self,
+        max_logits: Float[Tensor, " classes"],
+        critical: Int[Tensor, " classes"],
+        embedding: Float[Tensor, "classes dim"],
+    ) -> MILOutput:
+        """The result without instances."""
+        logits = self.fusion(embedding[None])[0, :, 0]
+        extras = {"max_logits": max_logits, "critical": critical}
+        return MILOutput(logits, self._probabilities(logits, max_logits), None, None, embedding, extras=extras)
 
     def _queries(self, tokens: Float[Tensor, "instances dim"]) -> Float[Tensor, "instances query_dim"]:
         first, _, second, _ = self.query
@@ -135,29 +178,23 @@ class DSMIL(MILModel):
         instances: bool,
     ) -> MILOutput:
         max_logits, critical = instance_logits.max(dim=0)
-        similarity = queries[critical] @ queries.T / math.sqrt(self.config.query_dim)
-        attention = similarity.softmax(dim=-1)
-        embedding = attention @ values
-        logits = self.fusion(embedding[None])[0, :, 0]
-        probabilities = self._probabilities(logits, max_logits)
-        extras = {"max_logits": max_logits, "instance_logits": instance_logits, "critical": critical}
+        attention = self._similarity(queries[critical], queries).softmax(dim=-1)
+        bag = self._bag(max_logits, critical, attention @ values)
         if not instances:
-            return MILOutput(logits, probabilities, None, None, embedding, extras=extras)
+            return bag
         evidence = torch.einsum("nd,ocd->noc", values, self.fusion.weight)
         contributions = torch.einsum("cn,noc->no", attention, evidence)
         assert self.fusion.bias is not None
-        return MILOutput(
-            logits=logits,
-            probabilities=probabilities,
+        return replace(
+            bag,
             attention=attention,
             instance_scores=instance_logits,
-            bag_embedding=embedding,
             contributions=contributions,
             bias=self.fusion.bias,
             instance_probabilities=self._normalise(contributions),
             mask_scores=instance_logits.amax(dim=-1)[None],
             class_mask_scores=instance_logits.amax(dim=-1)[None],
-            extras=extras,
+            extras={**bag.extras, "instance_logits": instance_logits},
         )
 
     def losses(self, output: MILOutput, label: Tensor) -> dict[str, Tensor]:

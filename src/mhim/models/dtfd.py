@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding, Rows, draw_seed, pool, tokens_at
+from mhim.kernels import Branches, Embedding, Rows, draw_seed, pool, tokens_at
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, AttentionScores, Projection
 
@@ -135,23 +136,26 @@ class DTFD(MILModel):
         embedding, branches = self.embedding(), self.tier1.attention.branches()
         if embedding is None or branches is None:
             return None
-        is_bag_alone, evidence_weight = not instances and self.config.distillation == "afs", self._evidence_weight()
-        bags, features = [], []
+        if not instances and self.config.distillation == "afs":
+            return self._alone(rows, embedding, branches)
+        evidence_weight, bags, features = self._evidence_weight(), [], []
         for index in self._cut(len(rows), rows.device):
             part, seed = rows.subset(index), draw_seed() if embedding.rate else 0
             budget = int(self.activation_bytes * len(index) / len(rows))
-            raw, pooled, evidence = pool(part, embedding, branches, evidence_weight, not is_bag_alone, seed, budget)
-            if raw is None or evidence is None:
-                features.append(pooled)
-                continue
+            raw, pooled, evidence = pool(part, embedding, branches, evidence_weight, True, seed, budget)
+            assert raw is not None
+            assert evidence is not None
             bags.append(bag := self._tier1(index, raw[0], pooled[0], evidence))
             features.append(self._handed_up(bag, partial(tokens_at, part, embedding=embedding, seed=seed)))
-        if is_bag_alone:
-            return self._of_pooled(torch.cat(features))
         return self._tier2(tuple(bags), torch.cat(features).detach())
 
-    def _of_pooled(self, pooled: Float[Tensor, "features dim"]) -> MILOutput:
-        """The bag's result alone, of attention-pooled features."""
+    def _alone(self, rows: Rows, embedding: Embedding, branches: Branches) -> MILOutput:
+        """The bag's result alone, where pseudo-bags hand up what they pooled."""
+        parts = []
+        for place in self._places(len(rows)):
+            part, budget = rows.every(place), self.activation_bytes // min(self.config.pseudo_bags, len(rows))
+            parts.append(pool(part, embedding, branches, instances=False, budget=budget).embedding)
+        pooled = torch.cat(parts)
         features = pooled.detach()
         embedding = (self.tier2.attention(features).softmax(dim=-1) @ features)[0]
         logits = self.tier2.classifier(embedding)
@@ -241,11 +245,17 @@ class DTFD(MILModel):
         return {"tier1": (1.0, output.extras["tier1_logits"]), "tier2": (1.0, output.logits[None])}
 
     def _cut(self, count: int, device: torch.device) -> list[Tensor]:
-        groups = min(self.config.pseudo_bags, count)
         positions = torch.arange(count, device=device)
+        return [positions[place] for place in self._places(count)]
+
+    def _places(self, count: int) -> list[slice]:
+        """Where the pseudo-bags lie among the instances; their sizes differ by one at most."""
+        groups = min(self.config.pseudo_bags, count)
         if self.config.split == "interleaved":
-            return [positions[start::groups] for start in range(groups)]
-        return list(positions.tensor_split(groups))
+            return [slice(start, None, groups) for start in range(groups)]
+        least, more = divmod(count, groups)
+        ends = list(accumulate(least + (group < more) for group in range(groups)))
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _chosen(self, bag: PseudoBag) -> Int[Tensor, " chosen"]:
         """Places in the pseudo-bag of the instances that it hands up."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
-from mhim.kernels import Embedding
+from mhim.kernels import Embedding, OnlineMax, Rows, draw_seed, exact_linear, token_chunks
 from mhim.models.contract import MILModel, MILOutput, initialise, models, softmax_probabilities
 from mhim.models.layers import Activation, Projection
 
@@ -48,6 +50,18 @@ class _Pooling(MILModel):
         """See :meth:`MILModel.embedding`."""
         return self.projection.embedding(self.feature_mean, self.feature_scale)
 
+    def streamed(self, rows: Rows, instances: bool) -> Iterator[Float[Tensor, "n dim"]] | None:
+        """Tokens chunk by chunk in the classifier's precision where the bag's result alone is wanted, else None."""
+        embedding = self.embedding()
+        if instances or torch.is_grad_enabled() or embedding is None:
+            return None
+        chunks = token_chunks(rows, embedding, draw_seed() if embedding.rate else 0)
+        return (tokens.to(self.classifier.weight.dtype) for _, tokens in chunks)
+
+    def of_bag(self, logits: Float[Tensor, " classes"], embedding: Float[Tensor, "*branch dim"]) -> MILOutput:
+        """The bag's result alone."""
+        return MILOutput(logits, softmax_probabilities(logits), None, None, embedding)
+
     def output(
         self,
         attention: Float[Tensor, "branch instances"],
@@ -83,6 +97,14 @@ class MeanPooling(_Pooling):
     packs = True
     paper = "average of instance logits or embeddings (baseline of MHIM-MIL, ICCV 2023, table 1)"
 
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`: the bag alone in the memory of a chunk."""
+        chunks = self.streamed(rows, instances)
+        if chunks is None:
+            return None
+        embedding = reduce(torch.add, (tokens.sum(dim=0) for tokens in chunks)) / len(rows)
+        return self.of_bag(self.classifier(embedding), embedding)
+
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Averaged logits."""
         evidence = tokens @ self.classifier.weight.T
@@ -106,6 +128,19 @@ class MaxPooling(_Pooling):
 
     packs = True
     paper = "maximum of instance logits or embeddings (baseline of MHIM-MIL, ICCV 2023, table 1)"
+
+    def fused(self, rows: Rows, instances: bool) -> MILOutput | None:
+        """See :meth:`MILModel.fused`: the bag alone in the memory of a chunk."""
+        chunks = self.streamed(rows, instances)
+        if chunks is None:
+            return None
+        if self.config.level == "embedding":
+            embedding = reduce(torch.maximum, (tokens.amax(dim=0) for tokens in chunks))
+            return self.of_bag(self.classifier(embedding), embedding)
+        best = OnlineMax()
+        for tokens in chunks:
+            best.add(exact_linear(tokens, self.classifier.weight), tokens)
+        return self.of_bag(best.scores + self.classifier.bias, best.rows)
 
     def aggregate(self, tokens: Float[Tensor, "instances dim"]) -> MILOutput:
         """Max-pooled logits."""

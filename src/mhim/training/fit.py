@@ -214,7 +214,7 @@ def predict(model: MILModel, bags: BagSet, task: Task = CLASSIFY) -> tuple[Any, 
     device = next(model.parameters()).device
     found: list[Tensor] = []
     for bag in bags:
-        output = model(bag.features)
+        output = model(bag.features, instances=model.loss_reads_instances)
         terms = task.objective.losses(model, output, to_device(bag.label, device))
         loss = torch.stack([term.reshape(()) for term in terms.values()]).sum()
         found.append(torch.cat([task.objective.prediction(model, output), loss[None]]))
