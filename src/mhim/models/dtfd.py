@@ -157,10 +157,10 @@ class DTFD(MILModel):
             parts.append(pool(part, embedding, branches, instances=False, budget=budget).embedding)
         pooled = torch.cat(parts)
         features = pooled.detach()
-        embedding = (self.tier2.attention(features).softmax(dim=-1) @ features)[0]
-        logits = self.tier2.classifier(embedding)
+        summary = (self.tier2.attention(features).softmax(dim=-1) @ features)[0]
+        logits = self.tier2.classifier(summary)
         extras = {"tier1_logits": self.tier1.classifier(pooled), "pseudo_features": features}
-        return MILOutput(logits, softmax_probabilities(logits), None, None, embedding, extras=extras)
+        return MILOutput(logits, softmax_probabilities(logits), None, None, summary, extras=extras)
 
     def _evidence_weight(self) -> Float[Tensor, "both dim"]:
         """Both tiers' classifiers; the second sees tokens without sending a gradient to them (section 3.4)."""
