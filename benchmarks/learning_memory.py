@@ -78,12 +78,14 @@ def epochs(name: str, variant: str, bags: int, repeats: int) -> dict[str, Any]:
     sizes = (8192 * torch.randn(bags, generator=generator).mul(0.6).exp()).clamp(2048, 20480).int().tolist()
     held = [bag_of(size).float() for size in sizes]
     step(held[0][:SMALL].clone(), 0)
-    before, peaks = at_rest(), []
+    before, peaks, seconds = at_rest(), [], []
     for _ in range(repeats):
+        start = time.process_time()
         for index in torch.randperm(bags, generator=generator).tolist():
             step(held[index], index % 2)
-        peaks.append(memory("VmHWM") - before)
-    return {"peaks_mib": peaks, "instances": sum(sizes)}
+        peaks.append(round(memory("VmHWM") - before))
+        seconds.append(round(time.process_time() - start, 2))
+    return {"peaks_mib": peaks, "cpu_s": seconds, "instances": sum(sizes)}
 
 
 def inference(name: str, n: int, variant: str, rounds: int) -> dict[str, Any]:

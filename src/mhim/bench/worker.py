@@ -18,7 +18,7 @@ from mhim.bench.result import BenchConfig, Phase
 from mhim.bench.step import make_method, make_step
 from mhim.bench.yardstick import YARDSTICK, logits_of, make_yardstick, yardstick_step
 from mhim.entries import Entry
-from mhim.heap import keep_heap
+from mhim.heap import prepare_memory
 from mhim.models import count_parameters
 from mhim.pool import end_with_parent
 from mhim.registry import load_installed_plugins, load_plugin
@@ -79,7 +79,7 @@ def serve(task: Task, line: Connection) -> None:
 def _serve(task: Task, line: Connection) -> None:
     config = task.config
     torch.set_num_threads(config.threads)
-    keep_heap()
+    prepare_memory()
     meter = Meter(choose_device(config.device))
     rows = map_rows(task.bags, config)
     touch(rows)
