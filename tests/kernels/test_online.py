@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mhim.kernels import Embedding, OnlineMax, OnlineSoftmax, Rows, bound_caches, embed, token_chunks
+from mhim.heap import bound_caches
+from mhim.kernels import Embedding, OnlineMax, OnlineSoftmax, Rows, embed, token_chunks
 from mhim.models import MILModel, models
 
 D = 12

@@ -241,7 +241,8 @@ def _amber_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     if _is_stain(pen, planes.blue, coloured):
         return np.zeros_like(coloured)
     count, labels = cv2.connectedComponents(pen, connectivity=8)
-    return _at_glass(np.asarray(labels, dtype=np.intp), count, coloured)[labels].astype(np.uint8)
+    labels = np.asarray(labels, dtype=np.intp)
+    return _at_glass(labels, count, coloured)[labels].astype(np.uint8)
 
 
 def _has_eosin(planes: Planes, coloured: Plane) -> bool:
