@@ -22,7 +22,7 @@ from mhim.kernels.gemm import add_outer, affine
 from mhim.kernels.online import OnlineSoftmax
 from mhim.kernels.rows import Rows
 
-BUDGET_BYTES = 36 << 20
+BUDGET_BYTES = 32 << 20
 """What a step may keep for its gradient; chunks beyond it are computed again."""
 
 

@@ -67,7 +67,7 @@ class TrainConfig(Settings):
         CACHE_BYTES, ge=0, description="features that are not mapped are kept in memory up to this many bytes a process"
     )
     activation_mib: int = Field(
-        36,
+        32,
         ge=0,
         description="MiB that a step may keep of a bag for its gradient; more is computed again (not TransMIL)",
     )
