@@ -1,15 +1,17 @@
-"""Products with the iterated pseudo-inverse of Nyström attention; in low precision it is never formed.
+"""Products with the iterated pseudo-inverse of Nyström attention; its last rounds, or all, are never formed.
 
 With A the landmarks' attention (m x m), c its largest row sum times its largest column sum, and Z_0 = A^T / c, a
 round is Z <- Z p(Y), Y = A Z, p(Y) = (13 - 15 Y + 7 Y^2 - Y^3) / 4.
 
-Formed, that is four products of m x m a round and ten for its gradient. The order of the operations matters: forms
-with fewer products lose a digit of float32 where the landmarks are nearly alike, as in a bag of one instance.
+Formed, that is four products of m x m a round and eight for its gradient. The order of the operations matters: forms
+with fewer products lose a digit of float32 where the landmarks are nearly alike, as in a bag of one instance. Only the
+last two rounds do not: with Y <- Y p(Y), two products, Z p(Y_4) p(Y_5) M is taken from the right, as near to float64 as
+the whole inverse is.
 
-Factored, it is A^T F / c with F = p(Y_0) p(Y_1) .., all polynomials of the symmetric Y_0 = A A^T / c. Y <- Y p(Y)
-needs two products, and F M is taken from the right. In R = I - Y, where p = I + R + R^2 + R^3 / 4 and
-R <- R^3 (3 + R) / 4 have no differences, the gradient of a round is symmetric and needs three products, which may be
-rounded.
+Factored, the inverse is A^T F / c with F = p(Y_0) p(Y_1) .., all polynomials of the symmetric Y_0 = A A^T / c, and F M
+is taken from the right. The gradient of a round is symmetric and needs three products, which may be rounded.
+
+In R = I - Y, p = I + R + R^2 + R^3 / 4 and R <- R^3 (3 + R) / 4 have no differences.
 """
 
 from __future__ import annotations
@@ -24,36 +26,46 @@ from torch import Tensor
 
 from mhim.kernels.gemm import multiply, one_by_one
 
+_THIN_ROUNDS = 2
+"""Last rounds that are not formed in full precision; with three, attention that is sharp loses a third of a digit."""
+
 
 def pseudo_inverse(matrix: Float[Tensor, "heads m m"], iterations: int) -> Float[Tensor, "heads m m"]:
-    """Iterated Moore-Penrose inverse (Xiong et al., AAAI 2021, section 3.3, equation 11).
+    """Iterated Moore-Penrose inverse (Xiong et al., AAAI 2021, section 3.3, equation 11), the plain form.
 
     Starts at A^T / (largest row sum x largest column sum of |A|), both taken over all heads together, and
     repeats Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
     """
     guess = matrix.mT / _largest_sums(matrix)
     for _ in range(iterations):
-        guess = _Round.apply(matrix, guess)
+        product = matrix @ guess
+        inner = product @ _from_identity(7, product)
+        guess = 0.25 * guess @ _from_identity(13, product @ _from_identity(15, inner))
     return guess
 
 
 @dataclass(frozen=True)
 class Formed:
-    """The pseudo-inverse itself.
+    """The pseudo-inverse as Z F, F = p(Y) p(Y p(Y)) .. of the last rounds, Y = A Z.
 
     Attributes:
-        inverse: A+.
+        matrix: A.
+        guess: Z, all other rounds done.
+        products: Y of the last rounds, without gradient.
     """
 
-    inverse: Float[Tensor, "heads m m"]
+    matrix: Float[Tensor, "heads m m"]
+    guess: Float[Tensor, "heads m m"]
+    products: tuple[Float[Tensor, "heads m m"], ...]
 
     def times(self, columns: Float[Tensor, "heads m k"]) -> Float[Tensor, "heads m k"]:
-        """A+ M."""
-        return self.inverse @ columns
+        """A+ M = Z (F M)."""
+        return self.guess @ _Tail.apply(columns, self.matrix, self.guess, *self.products)
 
     def after(self, rows: Float[Tensor, "heads k m"]) -> Float[Tensor, "heads k m"]:
-        """M A+."""
-        return rows @ self.inverse
+        """M A+ = (F^T (M Z)^T)^T, with Y^T = Z^T A^T."""
+        turned = (product.mT for product in self.products)
+        return _Tail.apply((rows @ self.guess).mT, self.guess.mT, self.matrix.mT, *turned).mT
 
 
 @dataclass(frozen=True)
@@ -93,11 +105,15 @@ def inverse(matrix: Float[Tensor, "heads m m"], iterations: int, rounded: torch.
         rounded: dtype of the products of its gradient, where it is factored: a digit or two of float32 are lost. None:
             it is formed.
     """
-    if rounded is None:
-        return Formed(pseudo_inverse(matrix, iterations))
     size = _largest_sums(matrix)
+    if rounded is None:
+        thin = min(_THIN_ROUNDS, iterations)
+        guess = _Rounds.apply(matrix, matrix.mT / size, iterations - thin)
+        with torch.no_grad():
+            products = one_by_one(lambda *parts: _products(multiply(*parts), thin), matrix, guess)
+        return Formed(matrix, guess, products)
     with torch.no_grad():
-        products = one_by_one(lambda part: _products(part, size, iterations), matrix.detach())
+        products = one_by_one(lambda part: _products(multiply(part, part.mT).div_(size), iterations), matrix)
     return Factored(matrix, size, products, rounded)
 
 
@@ -113,47 +129,106 @@ def _from_identity(factor: int, matrix: Float[Tensor, "*heads m m"]) -> Float[Te
     return difference
 
 
-def _round(matrix: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
-    """One round, and A Z."""
-    product = multiply(matrix, guess)
-    inner = multiply(product, _from_identity(7, product))
-    outer = multiply(product, _from_identity(15, inner))
-    return multiply(0.25 * guess, _from_identity(13, outer)), product
-
-
-def _round_backward(matrix: Tensor, guess: Tensor, product: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of A and Z, of Z' = Z (13 - 15 Y + 7 Y^2 - Y^3) / 4 with Y = A Z: ten products, nothing kept but Y."""
-    turned, grad = product.mT, 0.25 * grad
-    once = multiply(grad, turned)
-    twice = multiply(once, turned)
-    of_guess = (13 * grad).sub_(once, alpha=15).add_(twice, alpha=7).sub_(multiply(twice, turned))
-    of_outer = multiply(guess.mT, grad).neg_()
-    left, right = multiply(turned, of_outer), multiply(of_outer, turned)
-    both = right.add_(left)
-    of_product = of_outer.mul_(15).sub_(both, alpha=7).add_(multiply(both, turned)).add_(multiply(turned, left))
-    return multiply(of_product, guess.mT), of_guess.add_(multiply(matrix.mT, of_product))
-
-
-class _Round(torch.autograd.Function):
-    """One round of the iteration. Its gradient keeps three matrices where autograd would keep nine."""
+class _Rounds(torch.autograd.Function):
+    """Rounds of the iteration. Its gradient keeps three matrices a round where autograd would keep nine."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, guess: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, guess: Tensor, count: int) -> Tensor:
         """See :func:`pseudo_inverse`."""
-        result, product = one_by_one(_round, matrix, guess)
-        ctx.save_for_backward(matrix, guess, product)
+        kept = list[Tensor]() if any(ctx.needs_input_grad) else None
+
+        def rounds(matrix: Tensor, guess: Tensor) -> tuple[Tensor]:
+            return (_rounds(matrix, guess, count, kept),)
+
+        (result,) = one_by_one(rounds, matrix, guess)
+        ctx.save_for_backward(matrix, *(kept or ()))
+        ctx.count = count
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        """See :func:`_round_backward`."""
-        return one_by_one(_round_backward, *ctx.saved_tensors, grads[0])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The last round first, see :func:`_round_backward`."""
+        matrix, *kept = ctx.saved_tensors
+        entries = iter(kept)
+
+        def gradients(matrix: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+            of_matrix = torch.zeros_like(matrix)
+            rounds = [(next(entries), next(entries), next(entries)) for _ in range(ctx.count)]
+            for guess, product, polynomial in reversed(rounds):
+                grad, more = _round_backward(matrix, guess, product, polynomial, grad)
+                of_matrix += more
+            return of_matrix, grad
+
+        return *one_by_one(gradients, matrix, grads[0]), None
 
 
-def _products(matrix: Tensor, size: Tensor, iterations: int) -> tuple[Tensor, ...]:
-    """Y of every round: Y p(Y) = (13 Y - 15 Q + Q (7 Y - Q)) / 4 with Q = Y^2."""
-    products = [multiply(matrix, matrix.mT).div_(size)]
-    while len(products) < iterations:
+def _rounds(matrix: Tensor, guess: Tensor, count: int, kept: list[Tensor] | None) -> Tensor:
+    """Z after some rounds; Z, Y and p(Y) of each are kept where there is a list for them."""
+    for _ in range(count):
+        product = multiply(matrix, guess)
+        inner = multiply(product, _from_identity(7, product))
+        outer = multiply(product, _from_identity(15, inner))
+        polynomial = _from_identity(13, outer).mul_(0.25)
+        if kept is not None:
+            kept += guess, product, polynomial
+        guess = multiply(guess, polynomial)
+    return guess
+
+
+def _round_backward(
+    matrix: Tensor, guess: Tensor, product: Tensor, polynomial: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of Z and A, of Z' = Z p(Y) with Y = A Z: eight products."""
+    of_polynomial = multiply(guess.mT, grad)
+    left, right = multiply(product.mT, of_polynomial), multiply(of_polynomial, product.mT)
+    both = right.add_(left)
+    of_product = of_polynomial.mul_(-15 / 4).add_(both, alpha=7 / 4)
+    of_product.sub_(multiply(both, product.mT).add_(multiply(product.mT, left)), alpha=1 / 4)
+    of_guess = multiply(grad, polynomial.mT).add_(multiply(matrix.mT, of_product))
+    return of_guess, multiply(of_product, guess.mT)
+
+
+class _Tail(torch.autograd.Function):
+    """F M of the last rounds, with gradients of M and of the factors of their first Y."""
+
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, left: Tensor, right: Tensor, *products: Tensor) -> Tensor:
+        """From the right, the last round first."""
+        ctx.save_for_backward(columns, left, right, *products)
+        return one_by_one(_chain, *products, columns)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Y = left right."""
+        columns, left, right, *products = ctx.saved_tensors
+
+        def gradients(
+            columns: Tensor, left: Tensor, right: Tensor, grad: Tensor, *products: Tensor
+        ) -> tuple[Tensor, ...]:
+            grad, of_residues = _thin_gradients(products, columns, grad, 1, columns.dtype)
+            of_residue = of_residues.pop()
+            for product in reversed(products[:-1]):
+                of_residue = _power_backward(product, of_residue).add_(of_residues.pop())
+            of_product = of_residue.neg_()
+            return grad, multiply(of_product, right.mT), multiply(left.mT, of_product)
+
+        of_parts = one_by_one(gradients, columns, left, right, grads[0], *products)
+        return *of_parts, *([None] * len(products))
+
+
+def _power_backward(product: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of R, of R^2 (3 R + R^2) / 4."""
+    residue = _from_identity(1, product)
+    square = multiply(residue, residue)
+    of_last = multiply(square.mT, grad)
+    of_square = multiply(grad, torch.add(0.75 * residue, square, alpha=0.25).mT).add_(of_last, alpha=0.25)
+    return of_last.mul_(0.75).add_(multiply(of_square, residue.mT)).add_(multiply(residue.mT, of_square))
+
+
+def _products(first: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Y of some rounds from that of the first: Y p(Y) = (13 Y - 15 Q + Q (7 Y - Q)) / 4 with Q = Y^2."""
+    products = [first]
+    while len(products) < count:
         product = products[-1]
         square = multiply(product, product)
         last = multiply(square, torch.sub(product, square, alpha=1 / 7))
@@ -179,7 +254,7 @@ class _Chain(torch.autograd.Function):
         matrix, columns, size, *products = ctx.saved_tensors
 
         def gradients(matrix: Tensor, columns: Tensor, grad: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
-            grad, halves = _thin_gradients(products, columns, grad, ctx.rounded)
+            grad, halves = _thin_gradients(products, columns, grad, 1 / 2, ctx.rounded)
             of_product = _gradient_of_first(products, halves, ctx.rounded).to(matrix.dtype)
             return grad, multiply(of_product, matrix), (of_product * products[0]).sum()
 
@@ -208,22 +283,22 @@ def _horner(product: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _thin_gradients(
-    products: Sequence[Tensor], columns: Tensor, grad: Tensor, rounded: torch.dtype
+    products: Sequence[Tensor], columns: Tensor, grad: Tensor, share: float, rounded: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradient of M, and of every R what becomes its gradient once its transpose is added."""
+    """Gradient of M, and a share of that of every R."""
     kept = list[Tensor]()
     for product in reversed(products):
         second, first = _horner(product, columns)
         kept.append(torch.cat([second, first, columns], dim=-1).to(rounded))
         columns = _residue(product, second).add_(columns)
-    halves = list[Tensor]()
+    of_residues = list[Tensor]()
     for product in products:
-        once = _residue(product, grad)
-        twice = _residue(product, once)
-        left = torch.cat([0.5 * grad, 0.5 * once, 0.125 * twice], dim=-1).to(rounded)
-        halves.append(multiply(left, kept.pop().mT))
-        grad = torch.add(twice, _residue(product, twice), alpha=0.25).add_(once).add_(grad)
-    return grad, halves
+        once = _residue(product.mT, grad)
+        twice = _residue(product.mT, once)
+        left = torch.cat([share * grad, share * once, share / 4 * twice], dim=-1).to(rounded)
+        of_residues.append(multiply(left, kept.pop().mT))
+        grad = torch.add(twice, _residue(product.mT, twice), alpha=0.25).add_(once).add_(grad)
+    return grad, of_residues
 
 
 def _gradient_of_first(products: Sequence[Tensor], halves: list[Tensor], rounded: torch.dtype) -> Tensor:
