@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -73,13 +73,30 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     return affine(left, right.mT) if is_fast else left @ right
 
 
-def one_by_one(function: Callable[..., tuple[Tensor, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
-    """A function of matrices for each entry of the batches, results stacked.
+def by_entry(
+    function: Callable[..., tuple[Tensor, ...]], *batches: Tensor | Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """A function of matrices for each entry of the batches, in their order.
 
     PyTorch gives a batch of products to the slower library, and passes over whole batches leave the cache. Where
-    there is no faster one, or the matrices are small, the function gets the batches as they are.
+    there is no faster one, or the matrices are small, the function gets the batches as they are, as one entry.
+
+    Args:
+        function: of one entry of each.
+        batches: the first a tensor; sequences hold what an earlier call gave for each entry.
     """
-    if not has_fast_products(batches[0]) or batches[0].shape[-2] < _FEWEST_ENTRY_ROWS:
-        return function(*batches)
-    results = [function(*entries) for entries in zip(*batches, strict=True)]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    first = batches[0]
+    assert isinstance(first, Tensor)
+    if _is_one_entry(first):
+        return [function(*(each if isinstance(each, Tensor) else each[0] for each in batches))]
+    return [function(*entries) for entries in zip(*batches, strict=True)]
+
+
+def one_by_one(function: Callable[..., tuple[Tensor, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
+    """See :func:`by_entry`, results stacked."""
+    results = by_entry(function, *batches)
+    return results[0] if _is_one_entry(batches[0]) else tuple(map(torch.stack, zip(*results, strict=True)))
+
+
+def _is_one_entry(batch: Tensor) -> bool:
+    return not has_fast_products(batch) or batch.shape[-2] < _FEWEST_ENTRY_ROWS

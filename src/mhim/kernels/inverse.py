@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mhim.kernels.gemm import multiply, one_by_one
+from mhim.kernels.gemm import by_entry, multiply, one_by_one
 
 _THIN_ROUNDS = 2
 """Last rounds that are not formed in full precision; with three, attention that is sharp loses a third of a digit."""
@@ -135,44 +135,48 @@ class _Rounds(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, guess: Tensor, count: int) -> Tensor:
         """See :func:`pseudo_inverse`."""
-        kept = list[Tensor]() if any(ctx.needs_input_grad) else None
-
-        def rounds(matrix: Tensor, guess: Tensor) -> tuple[Tensor]:
-            return (_rounds(matrix, guess, count, kept),)
-
-        (result,) = one_by_one(rounds, matrix, guess)
-        ctx.save_for_backward(matrix, *(kept or ()))
-        ctx.count = count
-        return result
+        keeps = any(ctx.needs_input_grad)
+        results = by_entry(lambda matrix, guess: _rounds(matrix, guess, count, keeps), matrix, guess)
+        parts = [list(part) for part in zip(*results, strict=True)]
+        ctx.entries = len(results)
+        ctx.save_for_backward(matrix, *(each for part in parts[1:] for each in part))
+        return _joined(parts[0], guess)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The last round first, see :func:`_round_backward`."""
         matrix, *kept = ctx.saved_tensors
-        entries = iter(kept)
 
-        def gradients(matrix: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        def gradients(matrix: Tensor, grad: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:
             of_matrix = torch.zeros_like(matrix)
-            rounds = [(next(entries), next(entries), next(entries)) for _ in range(ctx.count)]
-            for guess, product, polynomial in reversed(rounds):
+            for last in range(len(kept), 0, -3):
+                guess, product, polynomial = kept[last - 3 : last]
                 grad, more = _round_backward(matrix, guess, product, polynomial, grad)
                 of_matrix += more
             return of_matrix, grad
 
-        return *one_by_one(gradients, matrix, grads[0]), None
+        entries = (kept[start : start + ctx.entries] for start in range(0, len(kept), ctx.entries))
+        of_matrix, of_guess = zip(*by_entry(gradients, matrix, grads[0], *entries), strict=True)
+        return _joined(of_matrix, matrix), _joined(of_guess, matrix), None
 
 
-def _rounds(matrix: Tensor, guess: Tensor, count: int, kept: list[Tensor] | None) -> Tensor:
-    """Z after some rounds; Z, Y and p(Y) of each are kept where there is a list for them."""
+def _joined(entries: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Entries as a batch, which they may be already."""
+    return entries[0] if entries[0].shape == like.shape else torch.stack(list(entries))
+
+
+def _rounds(matrix: Tensor, guess: Tensor, count: int, keeps: bool) -> tuple[Tensor, ...]:
+    """Z after some rounds; then, if they are kept, Z, Y and p(Y) of each."""
+    kept = list[Tensor]()
     for _ in range(count):
         product = multiply(matrix, guess)
         inner = multiply(product, _from_identity(7, product))
         outer = multiply(product, _from_identity(15, inner))
         polynomial = _from_identity(13, outer).mul_(0.25)
-        if kept is not None:
+        if keeps:
             kept += guess, product, polynomial
         guess = multiply(guess, polynomial)
-    return guess
+    return guess, *kept
 
 
 def _round_backward(
