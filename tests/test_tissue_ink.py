@@ -27,6 +27,7 @@ INKS = {
 }
 
 
+TRANSLUCENT = {"slate": (91, 108, 161), "grey": (80, 76, 82)}
 AMBER = {"yellow": (240, 220, 60), "ochre": (200, 150, 50), "brown": (120, 75, 40), "dark brown": (70, 40, 25)}
 HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
 
@@ -48,7 +49,7 @@ def marked(rgb, ink, points, width):
     alpha = cv2.GaussianBlur(stroke.astype(np.float32) / 255, (0, 0), 1)
     streaks = cv2.GaussianBlur(rng.normal(size=stroke.shape).astype(np.float32), (0, 0), 4)
     density = alpha * (1 + 0.1 * streaks / streaks.std())
-    transmitted = np.exp(density[..., None] * np.log((np.array((INKS | AMBER)[ink]) + 1) / 256))
+    transmitted = np.exp(density[..., None] * np.log((np.array((INKS | AMBER | TRANSLUCENT)[ink]) + 1) / 256))
     return ((rgb + 1.0) * transmitted - 1).clip(0, 255).astype(np.uint8), stroke > 128
 
 
@@ -96,6 +97,31 @@ def test_ink_on_a_violet_slide(shared, ink):
     assert mask.cells[stroke].mean() < 0.1
     stained = (pixels.max(axis=2).astype(int) - pixels.min(axis=2) > 60) & clean.cells & ~stroke
     assert mask.cells[stained].mean() > 0.93
+
+
+def test_broad_translucent_blue_on_a_real_array(shared):
+    """Pale blue that covers more than the spots do: it goes from the glass, spots beside it stay."""
+    picture = Image.open(shared / "data" / "tissue_thumbnails" / "histoprep_tma_spots.jpeg")
+    pixels = np.array(picture.convert("RGB").reduce(2))
+    clean = segment_tissue(ArraySlide(pixels, 16.0)).cells
+    drawn, stroke = marked(pixels, "slate", [(500, 250), (500, 1300)], 80)
+    cells = segment_tissue(ArraySlide(drawn, 16.0)).cells
+    assert (stroke & ~clean).sum() > 0.8 * clean.sum()
+    assert cells[stroke & ~clean].mean() < 0.03
+    assert cells[clean & ~stroke].mean() > 0.95
+
+
+def test_thin_black_over_pink_tissue(shared):
+    """Black ink that lets the colour of eosin through, inside tissue: it goes, the tissue beside it stays."""
+    from mhim.slides import open_slide
+
+    with open_slide(shared / "data" / "wsi_samples" / "tcga-cr-7395-01a-01-ts1.svs", mpp0=0.5) as slide:
+        pixels = np.pad(slide.thumbnail(1000), ((150, 150), (150, 150), (0, 0)), constant_values=243)
+    clean = segment_tissue(ArraySlide(pixels, 16.0), TissueConfig(mpp=16.0)).cells
+    drawn, stroke = marked(pixels, "grey", [(450, 500), (850, 600)], 40)
+    cells = segment_tissue(ArraySlide(drawn, 16.0), TissueConfig(mpp=16.0)).cells
+    assert cells[stroke & clean].mean() < 0.1
+    assert cells[clean & ~stroke].mean() > 0.95
 
 
 @pytest.mark.parametrize("ink", AMBER)

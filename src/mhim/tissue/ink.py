@@ -91,7 +91,7 @@ def _marks(planes: Planes, um_per_cell: float, size: float, seen: list[bool]) ->
     if seen[3]:
         marks |= _crimson_ink(planes, coloured, cell_um2)
     if seen[4]:
-        marks |= _dark_marks(planes, um_per_cell / size)
+        marks |= _dark_marks(planes, coloured, um_per_cell, size)
     if seen[5]:
         marks |= _amber_ink(planes, coloured, cell_um2)
     if marks.any():
@@ -120,7 +120,7 @@ def _warm(planes: Planes) -> Plane:
 
     excess, blue_excess = cv2.subtract(planes.red, planes.green), cv2.subtract(planes.blue, planes.green)
     dense = not_above(planes.green, 150) & above(planes.red, 85)
-    return above(excess, 80) & not_above(blue_excess, 24) & dense
+    return dense & ((above(excess, 80) & not_above(blue_excess, 24)) | (above(excess, 125) & not_above(blue_excess, 40)))
 
 
 def _crimson(planes: Planes) -> Plane:
@@ -138,12 +138,22 @@ def _dark(planes: Planes) -> Plane:
     return dark | (not_above(planes.brightest, 90) & not_above(planes.red, planes.blue))
 
 
+def _deep(planes: Planes) -> Plane:
+    """Dark and not brown, of any hue of H&E: as black ink over tissue, with what shows through."""
+    return not_above(planes.brightest, 95) & not_above(plus(planes.green, 6), planes.blue)
+
+
+def _dark_or_deep(planes: Planes) -> Plane:
+    """The colours of black ink."""
+    return _dark(planes) | _deep(planes)
+
+
 KINDS = (
     (_cool, MIN_INK_UM2),
     (_violet, MIN_MARK_UM2),
     (_warm, 0.3 * MIN_MARK_UM2),
     (_crimson, MIN_MARK_UM2),
-    (_dark, MIN_MARK_UM2),
+    (_dark_or_deep, MIN_MARK_UM2),
     (_amber, MIN_MARK_UM2),
 )
 """Kinds of ink: their colours, and the least area of these."""
@@ -161,10 +171,14 @@ def _cool_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     deep = above(planes.chroma, 40) & not_above(times(planes.brightest, 0.55), planes.chroma)
     over_red, over_blue = cv2.subtract(planes.green, planes.red), cv2.subtract(planes.green, planes.blue)
     leafy = above(planes.chroma, 30) & above(over_red, 19) & above(over_blue, 9)
-    pen = components(cool, cool & (vivid | deep | leafy), MIN_INK_UM2 / cell_um2, least_share=0.1)
+    sure = vivid | deep | leafy
+    has_eosin = _has_eosin(planes, coloured)
+    if has_eosin:  # then no stain is blue
+        sure |= above(planes.chroma, 44) & not_above(plus(planes.red, 8), planes.green)
+    pen = components(cool, cool & sure, MIN_INK_UM2 / cell_um2, least_share=0.1)
     pen_cells, other_cells = cells_in(pen), cells_in(coloured) - cells_in(cool)
     share = pen_cells / max(1, pen_cells + other_cells)
-    if share > STAIN_SHARE:
+    if share > STAIN_SHARE and not (has_eosin and share <= SURE_STAIN_SHARE):
         roughness = _roughness(planes.darkest, pen)
         if roughness > (SURE_STAIN_ROUGHNESS if share > SURE_STAIN_SHARE else STAIN_ROUGHNESS):
             return none
@@ -193,10 +207,12 @@ def _violet_ink(planes: Planes, coloured: Plane, cell_um2: float) -> Plane:
     none = np.zeros_like(coloured)
     broad = np.asarray(cv2.morphologyEx(planes.green, cv2.MORPH_CLOSE, disc(DARK_WIDTH_UM, math.sqrt(cell_um2))))
     stained = coloured & not_above(plus(planes.green, 4), planes.red)
-    dense = _ink_level(histogram(broad, stained))
+    violet = stained & not_above(plus(planes.red, 4), planes.blue)
+    found = [_ink_level(histogram(broad, cells)) for cells in (stained, violet)]
+    dense = max((level for level in found if level is not None), default=None)
     if dense is None:
         return none
-    violet = stained & not_above(plus(planes.red, 4), planes.blue) & above(planes.chroma, 40)
+    violet &= above(planes.chroma, 40)
     violet &= not_above(planes.green, dense)
     violet = np.asarray(cv2.morphologyEx(np.asarray(violet, np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
     pen = components(violet, violet, MIN_MARK_UM2 / cell_um2)
@@ -323,17 +339,25 @@ def _at_glass(labels: NDArray[np.intp], count: int, coloured: Plane) -> NDArray[
     return (glass >= 0.1 * border) & (np.arange(count) > 0)
 
 
-def _dark_marks(planes: Planes, um_per_cell: float) -> Plane:
-    """Broad regions that are dark and colourless: black ink, cover-slip edges, black borders."""
+def _dark_marks(planes: Planes, coloured: Plane, um_per_cell: float, size: float) -> Plane:
+    """Broad regions that are dark: black ink, cover-slip edges, black borders; with colour only beside eosin."""
     import cv2
 
     dark = _dark(planes)
-    if cells_in(dark) * um_per_cell**2 < MIN_MARK_UM2:
-        return np.zeros_like(dark)
-    dark = np.asarray(dark, dtype=np.uint8)
-    broad = np.asarray(cv2.morphologyEx(dark, cv2.MORPH_OPEN, disc(DARK_WIDTH_UM, um_per_cell)))
-    broad = np.asarray(cv2.dilate(broad, disc(DARK_WIDTH_UM, um_per_cell)), dtype=np.uint8) & dark
-    return components(broad, broad, MIN_MARK_UM2 / um_per_cell**2)
+    broad = _broad(dark, um_per_cell / size)
+    if _has_eosin(planes, coloured):  # not scaled by the picture's size: small regions of H&E are as dark
+        deep = _broad(_deep(planes), um_per_cell)
+        broad |= deep
+        dark |= deep
+    broad = np.asarray(cv2.dilate(broad, disc(DARK_WIDTH_UM, um_per_cell / size)), dtype=np.uint8) & dark
+    return components(broad, broad, MIN_MARK_UM2 * size**2 / um_per_cell**2)
+
+
+def _broad(region: Plane, um_per_cell: float) -> Plane:
+    """What of a region is at least ``DARK_WIDTH_UM`` wide."""
+    import cv2
+
+    return np.asarray(cv2.morphologyEx(region, cv2.MORPH_OPEN, disc(DARK_WIDTH_UM, um_per_cell)), dtype=np.uint8)
 
 
 def _roughness(darkest: Plane, inside: Plane) -> float:
