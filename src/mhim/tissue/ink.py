@@ -47,8 +47,10 @@ EOSIN_SHARE = 0.25
 STAIN_ROUGHNESS, SURE_STAIN_ROUGHNESS = 0.14, 0.10
 
 
-def find_ink(planes: Planes, um_per_cell: float) -> Plane:
+def find_ink(planes: Planes, um_per_cell: float) -> Plane | None:
     """Cells to leave out, (h, w) uint8 of 0 and 1: pen ink of any colour but pale violet, and broad dark marks.
+
+    None where no colour of ink is seen at all.
 
     Args:
         planes: a smoothed, white-balanced picture.
@@ -59,7 +61,7 @@ def find_ink(planes: Planes, um_per_cell: float) -> Plane:
     size = min(1.0, max(max(planes.chroma.shape) * um_per_cell / WHOLE_SLIDE_UM, 0.25))
     seen = _colours_seen(planes, um_per_cell / size)
     if not any(seen):
-        return np.zeros_like(planes.chroma)
+        return None
     if um_per_cell <= FINE_UM and min(planes.chroma.shape) >= FINE_CELLS:  # strokes are wide
         found = _marks(planes.halved(), 2 * um_per_cell, size, seen)
         return np.asarray(cv2.resize(found, planes.chroma.shape[::-1], interpolation=cv2.INTER_NEAREST))
@@ -120,7 +122,8 @@ def _warm(planes: Planes) -> Plane:
 
     excess, blue_excess = cv2.subtract(planes.red, planes.green), cv2.subtract(planes.blue, planes.green)
     dense = not_above(planes.green, 150) & above(planes.red, 85)
-    return dense & ((above(excess, 80) & not_above(blue_excess, 24)) | (above(excess, 125) & not_above(blue_excess, 40)))
+    vivid = above(excess, 125) & not_above(blue_excess, 40)
+    return dense & (vivid | (above(excess, 80) & not_above(blue_excess, 24)))
 
 
 def _crimson(planes: Planes) -> Plane:

@@ -100,8 +100,13 @@ def segment_stain(slide: Slide, config: TissueConfig | None = None) -> TissueMas
     """
     config = config or TissueConfig()
     um_per_cell = cell_size_um(slide, config)
-    stained, evidence, ink = _evidence(_picture(slide, um_per_cell, config.smooth_um), um_per_cell, config)
-    cells, rejected = _pieces(stained, evidence, ink, um_per_cell, config), ink.view(np.bool_)
+    planes = _picture(slide, um_per_cell, config.smooth_um)
+    ink = find_ink(planes, um_per_cell) if config.reject_ink else None
+    clear = None if ink is None else 1 - ink
+    stained, evidence = _evidence(planes, clear, config)
+    del planes  # its memory serves what follows
+    cells = _pieces(stained, evidence, clear, um_per_cell, config)
+    rejected = np.zeros_like(cells) if ink is None else ink.view(np.bool_)
     if config.reject_blur:
         blurred = blurred_cells(slide, cells, um_per_cell, config.blur_mpp, config.min_sharpness)
         cells, rejected = cells & ~blurred, rejected | blurred
@@ -136,43 +141,57 @@ def _picture(slide: Slide, um_per_cell: float, smooth_um: float) -> Planes:
     return _balanced(channels, glass_colour(sample))
 
 
-def _evidence(planes: Planes, um_per_cell: float, config: TissueConfig) -> tuple[Plane, Plane, Plane]:
-    """Stained cells, these with the pale ones, and cells under ink, each (h, w) uint8 of 0 and 1."""
-    ink = find_ink(planes, um_per_cell) if config.reject_ink else np.zeros_like(planes.chroma)
-    clear = 1 - ink
+def _evidence(planes: Planes, clear: Plane | None, config: TissueConfig) -> tuple[Plane, Plane]:
+    """Stained cells, and these with the pale ones, each (h, w) uint8 of 0 and 1.
+
+    Works in the memory of the planes, which are lost: to fault in fresh memory costs more than the arithmetic.
+
+    Args:
+        planes: a smoothed, white-balanced picture.
+        clear: (h, w) uint8, 1 where there is no ink; None where there is none at all.
+        config: how tissue is found.
+    """
+    import cv2
+
     threshold = config.threshold
     if threshold is None:
         threshold = float(np.clip(_otsu(planes.chroma, clear), *config.threshold_range))
-    stained = (planes.chroma > threshold).view(np.uint8)
-    stained &= clear
+    stained = planes.chroma
+    cv2.threshold(stained, threshold, 1, cv2.THRESH_BINARY, dst=stained)
+    if clear is not None:
+        stained &= clear
     if not config.faint:
-        return stained, stained, ink
+        return stained, stained
     pale = _pale_pink(planes, threshold)
-    pale &= clear
-    _drop_rim(pale, stained)
-    return stained, np.bitwise_or(pale, stained, out=pale), ink
+    if clear is not None:
+        pale &= clear
+    _drop_rim(pale, stained, planes.green, planes.blue)
+    return stained, np.bitwise_or(pale, stained, out=pale)
 
 
-def _pieces(stained: Plane, evidence: Plane, ink: Plane, um_per_cell: float, config: TissueConfig) -> NDArray[np.bool_]:
+def _pieces(
+    stained: Plane, evidence: Plane, clear: Plane | None, um_per_cell: float, config: TissueConfig
+) -> NDArray[np.bool_]:
     """Tissue from what speaks for it: gaps closed, specks and small holes gone, nothing under ink."""
     import cv2
 
     kernel = disc(config.close_um, um_per_cell)
     side = len(kernel)  # what lies outside the picture is background: gaps at its edge stay open
-    inner, cell_um2, clear = (slice(side, -side), slice(side, -side)), um_per_cell**2, 1 - ink
+    inner, cell_um2 = (slice(side, -side), slice(side, -side)), um_per_cell**2
 
     def padded(plane: Plane) -> Plane:
         return np.asarray(cv2.copyMakeBorder(plane, side, side, side, side, cv2.BORDER_CONSTANT, value=[0]))
 
     closed = np.asarray(cv2.morphologyEx(padded(evidence), cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
-    closed[inner] &= clear
+    if clear is not None:
+        closed[inner] &= clear
     least, hole = config.min_tissue_um2 / cell_um2, config.min_hole_um2 / cell_um2
-    tissue = whole_pieces(closed, padded(stained), least, 0.05, hole)
-    return (tissue[inner] & clear).view(np.bool_)
+    tissue = whole_pieces(closed, padded(stained), least, 0.05, hole)[inner]
+    return (np.ascontiguousarray(tissue) if clear is None else tissue & clear).view(np.bool_)
 
 
-def _otsu(plane: NDArray[Any], inside: NDArray[Any]) -> float:
-    """Otsu's threshold of a plane (h, w) uint8 where ``inside`` is 1 (Otsu 1979): largest variance between classes."""
+def _otsu(plane: NDArray[Any], inside: NDArray[Any] | None) -> float:
+    """Otsu's threshold (1979) of a plane (h, w) uint8, where ``inside`` is 1: largest variance between classes."""
     counts = histogram(plane, inside).astype(np.float64)
     below = np.cumsum(counts)
     total, mass = below[-1], np.cumsum(counts * np.arange(256))
@@ -215,24 +234,29 @@ def _balanced(channels: Sequence[Plane], white: NDArray[Any]) -> Planes:
 
 
 def _pale_pink(planes: Planes, threshold: float) -> NDArray[Any]:
-    """Cells whose green is a little darker than red and blue, beyond what the glass itself shows."""
+    """Cells whose green is a little darker than red and blue, beyond what the glass shows; takes the red plane."""
     import cv2
 
-    pink = cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0)
-    pink = np.asarray(cv2.subtract(pink, planes.green, dst=pink))
-    usual = int(np.argmax(histogram(pink, (planes.darkest >= GLASS_LEVEL).view(np.uint8))[:10]))
+    pink, glass = planes.red, planes.darkest
+    cv2.addWeighted(planes.red, 0.5, planes.blue, 0.5, 0, dst=pink)
+    cv2.subtract(pink, planes.green, dst=pink)
+    cv2.threshold(glass, GLASS_LEVEL - 1, 1, cv2.THRESH_BINARY, dst=glass)
+    usual = int(np.argmax(histogram(pink, glass)[:10]))
     cv2.threshold(pink, min(max(usual + 4, FAINT_LEVEL), threshold), 1, cv2.THRESH_BINARY, dst=pink)
     return pink
 
 
-def _drop_rim(pale: Plane, stained: Plane) -> None:
-    """Take from pale cells a rim two cells wide: there colour bleeds, or the cell is only partly tissue."""
+def _drop_rim(pale: Plane, stained: Plane, far: Plane, near: Plane) -> None:
+    """Take from pale cells a rim two cells wide: there colour bleeds, or the cell is only partly tissue.
+
+    ``far`` and ``near`` are memory to work in.
+    """
     import cv2
 
     block = np.ones((5, 5), np.uint8)
-    far = np.asarray(cv2.dilate(stained, block), dtype=np.uint8)
+    cv2.dilate(stained, block, dst=far)
     np.greater(pale, far, out=far.view(np.bool_))
-    pale &= np.asarray(cv2.dilate(far, block), dtype=np.uint8)
+    pale &= np.asarray(cv2.dilate(far, block, dst=near), dtype=np.uint8)
 
 
 def glass_colour(planes: Planes) -> NDArray[Any]:
