@@ -142,8 +142,9 @@ def _dark(planes: Planes) -> Plane:
 
 
 def _deep(planes: Planes) -> Plane:
-    """Dark and not brown, of any hue of H&E: as black ink over tissue, with what shows through."""
-    return not_above(planes.brightest, 95) & not_above(plus(planes.green, 6), planes.blue)
+    """Dark and not brown, of any hue of H&E, or grey: black ink over tissue that shows through, and thin on glass."""
+    deep = not_above(planes.brightest, 105) & not_above(plus(planes.green, 6), planes.blue)
+    return deep | (not_above(planes.brightest, 135) & not_above(planes.chroma, 20))
 
 
 def _dark_or_deep(planes: Planes) -> Plane:
