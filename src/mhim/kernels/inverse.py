@@ -108,7 +108,9 @@ def inverse(matrix: Float[Tensor, "heads m m"], iterations: int, rounded: torch.
     size = _largest_sums(matrix)
     if rounded is None:
         thin = min(_THIN_ROUNDS, iterations)
-        guess = _Rounds.apply(matrix, matrix.mT / size, iterations - thin)
+        guess = matrix.mT / size
+        if iterations > thin:
+            guess = _Rounds.apply(matrix, guess, iterations - thin)
         with torch.no_grad():
             products = one_by_one(lambda *parts: _products(multiply(*parts), thin), matrix, guess)
         return Formed(matrix, guess, products)
@@ -137,26 +139,22 @@ class _Rounds(torch.autograd.Function):
         """See :func:`pseudo_inverse`."""
         keeps = any(ctx.needs_input_grad)
         results = by_entry(lambda matrix, guess: _rounds(matrix, guess, count, keeps), matrix, guess)
-        parts = [list(part) for part in zip(*results, strict=True)]
-        ctx.entries = len(results)
-        ctx.save_for_backward(matrix, *(each for part in parts[1:] for each in part))
-        return _joined(parts[0], guess)
+        ctx.save_for_backward(matrix, *(kept for _, *rest in results for kept in rest))
+        return _joined([result for result, *_ in results], guess)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The last round first, see :func:`_round_backward`."""
         matrix, *kept = ctx.saved_tensors
 
-        def gradients(matrix: Tensor, grad: Tensor, *kept: Tensor) -> tuple[Tensor, Tensor]:
+        def gradients(matrix: Tensor, grad: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
             of_matrix = torch.zeros_like(matrix)
-            for last in range(len(kept), 0, -3):
-                guess, product, polynomial = kept[last - 3 : last]
+            for guess, product, polynomial in reversed(kept.unflatten(0, (-1, 3)).unbind()):
                 grad, more = _round_backward(matrix, guess, product, polynomial, grad)
                 of_matrix += more
             return of_matrix, grad
 
-        entries = (kept[start : start + ctx.entries] for start in range(0, len(kept), ctx.entries))
-        of_matrix, of_guess = zip(*by_entry(gradients, matrix, grads[0], *entries), strict=True)
+        of_matrix, of_guess = zip(*by_entry(gradients, matrix, grads[0], kept), strict=True)
         return _joined(of_matrix, matrix), _joined(of_guess, matrix), None
 
 
@@ -166,7 +164,7 @@ def _joined(entries: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _rounds(matrix: Tensor, guess: Tensor, count: int, keeps: bool) -> tuple[Tensor, ...]:
-    """Z after some rounds; then, if they are kept, Z, Y and p(Y) of each."""
+    """Z after some rounds; then, if they are kept, Z, Y and p(Y) of each in one block."""
     kept = list[Tensor]()
     for _ in range(count):
         product = multiply(matrix, guess)
@@ -176,7 +174,7 @@ def _rounds(matrix: Tensor, guess: Tensor, count: int, keeps: bool) -> tuple[Ten
         if keeps:
             kept += guess, product, polynomial
         guess = multiply(guess, polynomial)
-    return guess, *kept
+    return (guess, torch.stack(kept)) if kept else (guess,)
 
 
 def _round_backward(
