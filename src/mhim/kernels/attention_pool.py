@@ -146,7 +146,9 @@ def pool(
         scores, pooled, seen = _Pool.apply(rows, spec, *weights)
         return Pooled(scores if instances else None, pooled, seen)
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-        scores, pooled, seen, _ = _stream(rows, spec._replace(budget=-1), weights, instances)
+        scores, pooled, seen, _ = _stream(
+            rows if instances else rows.streamed(), spec._replace(budget=-1), weights, instances
+        )
     return Pooled(scores, pooled, seen)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -47,17 +46,15 @@ def chunk_tokens(
     return tokens.mul_(keep_mask(seed, rows, tokens.shape[1], rate, tokens.device)) if rate else tokens
 
 
-def token_chunks(
-    rows: Rows, embedding: Embedding, seed: int, skip: int = 0
-) -> Iterator[tuple[slice, Float[Tensor, "n dim"]]]:
-    """Tokens of the rows chunk by chunk, with their places; no gradient. Equal to those of ``embed`` with the seed.
+def token_chunks(rows: Rows, embedding: Embedding, seed: int) -> Iterator[Float[Tensor, "n dim"]]:
+    """Tokens of the rows chunk by chunk; no gradient. Equal to those of ``embed`` with the seed.
 
     Args:
         rows: of a bag's features.
         embedding: the projection.
         seed: of the dropout masks.
-        skip: chunks to leave out at the beginning.
     """
+    rows = rows.streamed()
     weight, bias = embedding.scaled()
     low = weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype)
 
@@ -65,8 +62,7 @@ def token_chunks(
         with torch.autocast(rows.device.type, enabled=False):
             return chunk_tokens(rows.part(place), *low, embedding.rate, seed, place)
 
-    for place in islice(rows.parts(), skip, None):
-        yield place, tokens(place)
+    return map(tokens, rows.parts())
 
 
 def embed(rows: Rows, embedding: Embedding, seed: int | None = None) -> Float[Tensor, "rows dim"]:

@@ -312,7 +312,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def is_finite(features: Float[Tensor, "instances in_dim"]) -> bool:
     """Whether no feature is NaN or infinite, read by blocks."""
-    blocks = features.detach().split(1024)
+    blocks = features.detach().split(256)
     return all(bool(torch.isfinite(block.sum(dtype=torch.float32))) for block in blocks)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,7 +17,18 @@ from torch.nn import functional as F
 
 from mhim.config import ComponentConfig
 from mhim.errors import ConfigError
-from mhim.kernels import Embedding, OnlineMax, OnlineSoftmax, Rows, Segments, draw_seed, embed, linear, token_chunks
+from mhim.kernels import (
+    Embedding,
+    OnlineMax,
+    OnlineSoftmax,
+    Rows,
+    Segments,
+    draw_seed,
+    embed,
+    linear,
+    token_chunks,
+    tokens_at,
+)
 from mhim.models.contract import MILModel, MILOutput, initialise, models
 from mhim.models.layers import Activation, Projection
 
@@ -37,7 +49,7 @@ class DSMIL(MILModel):
     there one output (C = 1) is allowed, a single probability by sigmoid, since a published checkpoint has it.
 
     ``extras``: ``max_logits`` (C,), ``critical`` (C,) the critical instances, and with instances ``instance_logits``
-    (N, C). Without them and without a gradient the memory does not grow with the bag: ``activation_bytes`` at most.
+    (N, C). Without them and without a gradient the memory does not grow with the bag.
     """
 
     class Config(ComponentConfig):
@@ -114,19 +126,39 @@ class DSMIL(MILModel):
     def _streamed(self, rows: Rows, embedding: Embedding) -> MILOutput:
         """The bag alone in two passes: critical instances, then attention to them.
 
-        Tokens of the first pass are kept while ``activation_bytes`` last, and computed again beyond that.
+        Tokens of a small bag are kept between the passes. Those of a larger one are computed twice, for the first pass
+        in low precision where that is faster; the second finds the critical instances too, and is taken again in
+        the rare case that they are others.
         """
         seed = draw_seed() if embedding.rate else 0
-        best, kept, budget = OnlineMax(), list[Tensor](), self.activation_bytes
-        for _, tokens in token_chunks(rows, embedding, seed):
+        chunks = partial(token_chunks, embedding=embedding, seed=seed)
+        if len(rows) * len(embedding.weight) * rows.dtype.itemsize <= self.activation_bytes // 4:
+            kept = list(chunks(rows))
+            return self._attended(kept, self._critical(kept).rows)
+        coarse = rows.coarse()
+        if coarse is None:
+            return self._attended(chunks(rows), self._critical(chunks(rows)).rows)
+        guess = self._critical(chunks(coarse)).positions
+        found = self._attended(chunks(rows), tokens_at(rows, guess, embedding, seed))
+        critical = found.extras["critical"]
+        if torch.equal(rows.at(critical), rows.at(guess)):
+            return found
+        return self._attended(chunks(rows), tokens_at(rows, critical, embedding, seed))
+
+    def _critical(self, chunks: Iterable[Tensor]) -> OnlineMax:
+        """Each class's critical instance."""
+        best = OnlineMax()
+        for tokens in chunks:
+            best.add(self.instance_classifier(tokens.to(self.fusion.weight.dtype)), tokens)
+            del tokens  # it would live until the next chunk is there
+        return best
+
+    def _attended(self, chunks: Iterable[Tensor], critical: Float[Tensor, "classes dim"]) -> MILOutput:
+        """The bag alone by attention to some critical tokens; says which instances they should have been."""
+        wanted, whole, best = self._queries(critical), self.fusion.weight.dtype, OnlineMax()
+        softmax = OnlineSoftmax(critical.to(whole))
+        for tokens in chunks:
             best.add(self.instance_classifier(tokens), tokens)
-            budget -= tokens.nbytes
-            if budget >= 0:
-                kept.append(tokens)
-            del tokens
-        wanted, whole = self._queries(best.rows), self.fusion.weight.dtype
-        softmax = OnlineSoftmax(best.rows.to(whole))
-        for tokens in chain(kept, (more for _, more in token_chunks(rows, embedding, seed, skip=len(kept)))):
             softmax.add(self._similarity(wanted, self._queries(tokens)).to(whole), self._values(tokens).to(whole))
             del tokens
         return self._bag(best.scores, best.positions, softmax.pooled)

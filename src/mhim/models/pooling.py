@@ -56,7 +56,7 @@ class _Pooling(MILModel):
         if instances or torch.is_grad_enabled() or embedding is None:
             return None
         chunks = token_chunks(rows, embedding, draw_seed() if embedding.rate else 0)
-        return (tokens.to(self.classifier.weight.dtype) for _, tokens in chunks)
+        return (tokens.to(self.classifier.weight.dtype) for tokens in chunks)
 
     def of_bag(self, logits: Float[Tensor, " classes"], embedding: Float[Tensor, "*branch dim"]) -> MILOutput:
         """The bag's result alone."""
