@@ -46,6 +46,41 @@ def factored(matrix: Tensor, iterations: int, rounded: torch.dtype) -> Factored:
     return found
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [5, 100])  # a batch at once, and one by one
+def test_the_formed_form_equals_the_plain_one(size: int, iterations: int) -> None:
+    matrix, columns = landmarks(size, 3 * size + 1)
+    plain, form = pseudo_inverse(matrix, iterations), inverse(matrix, iterations, None)
+    torch.testing.assert_close(form.times(columns), plain @ columns, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(form.after(columns.mT), columns.mT @ plain, rtol=1e-9, atol=1e-11)
+    for product, plainly, sides in (
+        (lambda a, m: inverse(a, iterations, None).times(m), lambda a, m: pseudo_inverse(a, iterations) @ m, columns),
+        (
+            lambda a, m: inverse(a, iterations, None).after(m),
+            lambda a, m: m @ pseudo_inverse(a, iterations),
+            columns.mT,
+        ),
+    ):
+        for found, expected in zip(gradients(product, matrix, sides), gradients(plainly, matrix, sides), strict=True):
+            assert relative(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("instances", [1, 2, 40, 3000])
+@pytest.mark.parametrize("sharpness", [1.0, 6.0])
+def test_the_last_rounds_lose_nothing_to_the_plain_form(instances: int, sharpness: float) -> None:
+    """In float32, values and gradients are as near to float64's as the plain form's; a bag of one is the hard case."""
+    matrix, columns = landmarks(128, instances, sharpness)
+    exact = [pseudo_inverse(matrix, 6) @ columns, *gradients(lambda a, m: pseudo_inverse(a, 6) @ m, matrix, columns)]
+    low, thin = matrix.float(), columns.float()
+    for found, plain, truth in zip(
+        [inverse(low, 6, None).times(thin), *gradients(lambda a, m: inverse(a, 6, None).times(m), low, thin)],
+        [pseudo_inverse(low, 6) @ thin, *gradients(lambda a, m: pseudo_inverse(a, 6) @ m, low, thin)],
+        exact,
+        strict=True,
+    ):
+        assert relative(found, truth) < 2 * relative(plain, truth) + 1e-6
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 6])
 @pytest.mark.parametrize("size", [5, 100])  # a batch at once, and one by one
 def test_the_factored_form_equals_the_formed_one(size: int, iterations: int) -> None:
