@@ -40,14 +40,13 @@ def keep_pages() -> bool:
     return True if _kept else keep_heap(1 << 26, 1 << 26)
 
 
-def bound_caches(entries: int = 12) -> None:
+def bound_caches(entries: int = 24) -> None:
     """Let oneDNN, and PyTorch's layer over it, remember ``entries`` shapes each instead of 1024.
 
     Both keep compiled code and work space for every shape of a product that they have met, and bags have all sizes.
-    What they keep lies between the blocks of the bags, which then cannot be used again for others: with 64 entries
-    an epoch of MHIM around AB-MIL takes nearly twice the memory of one with 12, and 8 cost AB-MIL in bf16 a fifth of
-    its speed. They read the environment at their first product, so this is for the start of a program; what the user
-    has set stays.
+    What they keep lies between the blocks of the bags, which then cannot be used again for others. Models that go by
+    chunks have about twenty shapes (``mhim.kernels.rows``); TransMIL has new ones with every bag. They read the
+    environment at their first product, so this is for the start of a program; what the user has set stays.
     """
     for name in _CACHES:
         os.environ.setdefault(name, str(entries))

@@ -54,7 +54,7 @@ def test_chunks_of_tokens_are_those_of_the_whole_bag_with_its_dropout() -> None:
     with torch.no_grad():
         whole = embed(rows, embedding, seed=5)
     found = list(token_chunks(rows, embedding, 5))
-    assert [len(tokens) for tokens in found] == [256] * 9 + [196]
+    assert [len(tokens) for tokens in found] == [256] * 9 + [64] * 3 + [4]
     torch.testing.assert_close(torch.cat(found), whole)
 
 
@@ -68,6 +68,15 @@ def test_rows_by_a_step_are_those_of_a_list(place: slice, chosen: bool) -> None:
     positions = torch.tensor([5, 0, 1300])
     assert torch.equal(rows.at(positions), plain[positions])
     assert torch.equal(rows.subset(positions).part(slice(0, 2)), plain[positions[:2]])
+
+
+@given(count=st.integers(1, 9000))
+def test_the_parts_of_a_bag_are_every_row_once_in_few_shapes(count: int) -> None:
+    places = list(Rows(torch.empty(count, 0), None, torch.device("cpu"), torch.float32).parts())
+    assert [row for place in places for row in range(place.start, place.stop)] == list(range(count))
+    lengths = [place.stop - place.start for place in places]
+    assert lengths == sorted(lengths, reverse=True)
+    assert {length for length in lengths if length >= 64} <= ({1024, 256, 64} if count > 1024 else {count})
 
 
 def test_autocast_is_what_it_was_between_chunks() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_FEWEST_ROWS = 16
-"""Below this many rows (or columns) the call costs more than it saves."""
+FEWEST_ROWS = 64
+"""Below this many rows (or columns) the call saves little, and such shapes would push out others that it remembers."""
 _FEWEST_ENTRY_ROWS = 96
 """Of a batch's entries, below which calls for each cost more than they save."""
 _OUTER_ROWS = 2048
@@ -49,7 +49,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
         bias: (out,) or None.
         relu: apply ReLU in the same pass.
     """
-    call = onednn_linear() if has_fast_products(x) and len(x) >= _FEWEST_ROWS else None
+    call = onednn_linear() if has_fast_products(x) and len(x) >= FEWEST_ROWS else None
     if call is not None:
         if not (weight.is_contiguous() or weight.T.is_contiguous()):  # a layout for which it has no fast product
             weight = weight.contiguous()
@@ -60,7 +60,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Total += left^T right, rows (N, out) and (N, in) summed away; the total may be of higher precision."""
-    if not has_fast_products(left):
+    if not has_fast_products(left) or len(left) < FEWEST_ROWS:
         total += left.T @ right
         return
     for rows, others in zip(left.split(_OUTER_ROWS), right.split(_OUTER_ROWS), strict=True):
@@ -69,7 +69,7 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
     """The product of two matrices, or of batches of them; no gradient."""
-    is_fast = left.ndim == 2 and right.shape[-1] >= _FEWEST_ROWS and has_fast_products(left)
+    is_fast = left.ndim == 2 and right.shape[-1] >= FEWEST_ROWS and has_fast_products(left)
     return affine(left, right.mT) if is_fast else left @ right
 
 

@@ -8,9 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mhim.kernels.gemm import FEWEST_ROWS
+
 _CHUNK = {"cpu": 1024}
 _CHUNK_STREAMED = {"cpu": 256}
 _CHUNK_ACCELERATOR = 65536
+_LEAST = {"cpu": FEWEST_ROWS}
 
 
 def chunk_rows(device: torch.device) -> int:
@@ -40,7 +43,7 @@ class Rows:
     ) -> None:
         self.features, self.index, self.device, self.dtype = features, index, device, dtype
         self.count = len(features) if index is None else len(index)
-        self.chunk = chunk_rows(device)
+        self.chunk, self.least = chunk_rows(device), _LEAST.get(device.type, _CHUNK_ACCELERATOR)
 
     def __len__(self) -> int:
         return self.count
@@ -52,8 +55,18 @@ class Rows:
         return self.index is not None or not is_same
 
     def parts(self) -> Iterator[slice]:
-        """The chunks' places among the rows."""
-        return (slice(start, min(start + self.chunk, self.count)) for start in range(0, self.count, self.chunk))
+        """The chunks' places among the rows.
+
+        What a long bag leaves over on a CPU is cut into quarters and sixteenths of a chunk and a rest: bags of
+        all lengths then meet libraries with the same few shapes, which these remember.
+        """
+        start, size = 0, self.chunk
+        while start < self.count:
+            while size > self.count - start and size // 4 >= self.least and start:
+                size //= 4
+            stop = min(start + size, self.count)
+            yield slice(start, stop)
+            start = stop
 
     def part(self, place: slice) -> Tensor:
         """The rows of a chunk, (n, D) in the computing dtype; a view where nothing has to be changed."""
