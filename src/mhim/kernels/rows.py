@@ -13,7 +13,6 @@ from mhim.kernels.gemm import FEWEST_ROWS
 _CHUNK = {"cpu": 1024}
 _CHUNK_STREAMED = {"cpu": 256}
 _CHUNK_ACCELERATOR = 65536
-_LEAST = {"cpu": FEWEST_ROWS}
 
 
 def chunk_rows(device: torch.device) -> int:
@@ -43,7 +42,8 @@ class Rows:
     ) -> None:
         self.features, self.index, self.device, self.dtype = features, index, device, dtype
         self.count = len(features) if index is None else len(index)
-        self.chunk, self.least = chunk_rows(device), _LEAST.get(device.type, _CHUNK_ACCELERATOR)
+        self.chunk = chunk_rows(device)
+        self.least = FEWEST_ROWS if device.type == "cpu" and dtype == torch.float32 else self.chunk
 
     def __len__(self) -> int:
         return self.count
@@ -57,8 +57,9 @@ class Rows:
     def parts(self) -> Iterator[slice]:
         """The chunks' places among the rows.
 
-        What a long bag leaves over on a CPU is cut into quarters and sixteenths of a chunk and a rest: bags of
-        all lengths then meet libraries with the same few shapes, which these remember.
+        What a long bag leaves over in float32 on a CPU is cut into quarters and sixteenths of a chunk and a rest: bags
+        of all lengths then meet libraries with the same few shapes, which these remember. In lower precision small
+        products cost more than that saves.
         """
         start, size = 0, self.chunk
         while start < self.count:
